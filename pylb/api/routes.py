@@ -11,7 +11,7 @@ from pylb.core.address import PortKey
 from pylb.core.registration import Key
 from pylb.core.table import Frontend, Table
 from pylb.core.text import ago
-from pylb.web.views import listen_json
+from pylb.web.views import listen_json, port_json
 
 ROWS = 100  # between two turns of the loop: ~2 ms
 Leases = dict[Key, tuple[str, float | None]]  # by registration: its state, and the seconds until its lease ends
@@ -40,9 +40,9 @@ async def rows(registry: Registry, port: PortKey | None = None) -> list[dict[str
         why = f"needs {', '.join(later.needs)}, which this version of pylb does not know; the entry is kept"
         head = {"frontend": later.name, "unbound": None}
         found += [
-            {"port": number, "listen": None, **head} | _no_server() | {"state": "not served", "why": why}
-            for number in later.ports
-            if port is None or port[1] == number
+            {**port_json(number, protocol), "listen": None, **head} | _no_server() | {"state": "not served", "why": why}
+            for protocol, number in later.ports
+            if port is None or port == (protocol, number)
         ]
     return found
 

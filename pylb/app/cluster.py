@@ -1,7 +1,6 @@
 """Several balancers with one table, if the config asks for it: what is needed for it is loaded here, and nowhere else."""
 
 import asyncio
-import logging
 import socket
 import ssl
 from collections.abc import Callable
@@ -12,11 +11,11 @@ from pylb.config import Config
 from pylb.config.cluster import Etcd
 from pylb.config.etcd import read_password
 from pylb.config.values import NAME
+from pylb.control.storage.files import read_regular
+from pylb.web.tls import MOST_BYTES, load_pair
 
 if TYPE_CHECKING:
     from pylb.cluster.shared import Shared
-
-log = logging.getLogger("pylb")
 
 
 async def make_cluster(config: Config, report: Callable[[str, str, bool], None]) -> "Shared | None":
@@ -40,12 +39,12 @@ async def make_cluster(config: Config, report: Callable[[str, str, bool], None])
 
 
 def _tls(etcd: Etcd) -> ssl.SSLContext | None:
-    """For a thread. Raises OSError."""
+    """Reads files, so call it in a thread. Raises OSError, ValueError."""
     if not any(url.startswith("https:") for url in etcd.endpoints):
         return None
-    context = ssl.create_default_context(cafile=None if etcd.ca is None else str(etcd.ca))
-    if etcd.certificate is not None:
-        context.load_cert_chain(etcd.certificate, etcd.key)
+    context = ssl.create_default_context(cadata=None if etcd.ca is None else read_regular(etcd.ca, MOST_BYTES).decode("ascii"))
+    if etcd.certificate is not None and etcd.key is not None:
+        load_pair(context, etcd.certificate, etcd.key)
     return context
 
 

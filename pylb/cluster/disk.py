@@ -21,7 +21,7 @@ MOST = 1 << 28  # bytes
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
-class Kept(NamedTuple):
+class Remembered(NamedTuple):
     memory: Memory
     presence: Presence | None = None  # None: a new one is needed
 
@@ -35,31 +35,33 @@ class Diary:
         self._one = Lock()
         self._written = 0
 
-    def read(self) -> tuple[Kept, str]:
+    def read(self) -> tuple[Remembered, str]:
         """And what is wrong with it. Without it this balancer takes what is its own from etcd."""
         try:
             found = json.loads(read_regular(self._path, MOST))
             if not isinstance(found, dict):
                 raise UnreadableMemory("it is not a JSON object")
-            return Kept(read_memory(found.get("memory")), self._presence(found.get("presence"))), ""
+            return Remembered(read_memory(found.get("memory")), self._presence(found.get("presence"))), ""
         except FileNotFoundError:
-            return Kept(Memory()), ""
+            return Remembered(Memory()), ""
         except OSError as error:
-            return Kept(Memory()), f"{self._path} cannot be read: {error.strerror}"
+            return Remembered(Memory()), f"{self._path} cannot be read: {error.strerror}"
         except (ValueError, RecursionError) as error:
-            return Kept(Memory()), f"{self._path} is not usable: {str(error)[:200]}{set_aside(self._path)}"
+            return Remembered(Memory()), f"{self._path} is not usable: {str(error)[:200]}{set_aside(self._path)}"
 
-    def write(self, kept: Kept, number: int) -> str:
+    def write(self, remembered: Remembered, number: int) -> str:
         """What is wrong, if it cannot be. `number`: from 1 on, in the order in which they were made."""
         with self._one:
             if number <= self._written:
                 return ""
             self._written = number
-            return self._write(kept)
+            return self._write(remembered)
 
-    def _write(self, kept: Kept) -> str:
-        presence = None if kept.presence is None else [kept.presence.nonce, kept.presence.lease, *self._here()]
-        memory = ",".join(f'"{key}":{_text(value)}' for key, value in write_memory(kept.memory).items())
+    def _write(self, remembered: Remembered) -> str:
+        presence = (
+            None if remembered.presence is None else [remembered.presence.nonce, remembered.presence.lease, *self._here()]
+        )
+        memory = ",".join(f'"{key}":{_text(value)}' for key, value in write_memory(remembered.memory).items())
         try:
             write_private(self._path, f'{{"presence":{_text(presence)},"memory":{{{memory}}}}}'.encode())
         except OSError as error:

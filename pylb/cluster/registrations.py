@@ -1,6 +1,6 @@
-"""Registrations as other balancers are told of them, and the way back through this balancer's own scope. No I/O.
+"""Registrations as values of etcd, and the way back through this balancer's own scope. No I/O.
 
-`details` of a value in etcd is the entry of a snapshot (control/storage/snapshot.py) as JSON, without what is known of it at
+`details` of a value in etcd is the entry of a snapshot (control/storage/entries.py) as JSON, without what is known of it at
 one balancer only, so whatever a registration may ask for travels along. It is compared as text and read only to serve it.
 """
 
@@ -11,11 +11,12 @@ from hashlib import sha256
 from itertools import chain
 
 from pylb.control.desired_state import DesiredState
+from pylb.control.new_registration import check_legacy, check_native
+from pylb.control.storage.entries import UNUSABLE, read_registration, written_registration
 from pylb.control.storage.needs import KNOWN_NEEDS, needs_of
-from pylb.control.storage.snapshot import UNUSABLE, read_registration, written_registration
 from pylb.control.storage.store import canonical
 from pylb.core.address import in_networks, is_loopback
-from pylb.core.auth import Caller, Token, check_name, check_port, check_ports
+from pylb.core.auth import Caller, Token
 from pylb.core.claims import Claims
 from pylb.core.errors import Code, Refused
 from pylb.core.merge.local import Answer, Conflict, Memory, Own
@@ -85,13 +86,9 @@ def check_scope(one: Registration, desired: DesiredState) -> None:
         raise Refused(Code.UNAUTHORIZED, f"there is no token {one.key.token!r} here", hint)
     rules = desired.static_rules.rules
     if one.key.is_legacy:
-        if desired.static_rules.joins_by_name(one.key.legacy_port, one.name):
-            check_name(token, one.name)
-        check_port(token, one.key.legacy_port, rules.reserved_ports)
+        check_legacy(token, one.key.legacy_port, one.name, desired.static_rules)
     else:
-        check_name(token, one.key.name)
-        for item in one.wanted:
-            check_ports(token, item.ports, rules.reserved_ports, item.protocol)
+        check_native(token, one.key.name, one.wanted, rules)
     check_dials(one, _caller(one, token, rules.own_ips), rules.own_ips)
 
 

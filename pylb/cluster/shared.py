@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pylb.cluster.disk import Diary, Kept
+from pylb.cluster.disk import Diary, Remembered
 from pylb.cluster.etcd import Etcd
 from pylb.cluster.gateway import EtcdError
 from pylb.cluster.overview import difference, members
@@ -86,7 +86,7 @@ class Shared:
         self._held = frozenset[Key]()
         self._said: dict[str, float] = {}  # until when a sentence is not repeated
         self._unsaved = asyncio.Event()
-        self._kept = 0  # how often its memory was written
+        self._written = 0  # how often its memory was written
         self._trouble_since = clock()
         self._trouble = "it has not been reached yet"
         self._session: asyncio.Task[None] | None = None
@@ -97,11 +97,11 @@ class Shared:
 
     async def begin(self, desired: Callable[[], DesiredState], apply: Apply) -> None:
         self._desired, self._apply_keys = desired, apply
-        kept, complaint = await asyncio.to_thread(self._diary.read)
+        remembered, complaint = await asyncio.to_thread(self._diary.read)
         if complaint:
             self._report("cluster", complaint, True)
-        self._presence = kept.presence or self._presence
-        memory = with_own(kept.memory, desired(), self._wanted_of)
+        self._presence = remembered.presence or self._presence
+        memory = with_own(remembered.memory, desired(), self._wanted_of)
         self._replica = Replica(self._settings.name, KNOWN, reserved_slots(desired().static_rules), memory)
 
     async def run(self) -> None:
@@ -183,7 +183,7 @@ class Shared:
             raise
         if answer is not Answer.IN_FORCE:
             self._give_up(wanted.key)
-            raise refusal(answer, self._trouble_now())
+            raise refusal(answer, self.trouble())
 
     async def _answer(self, wanted: Registration, *, takeover: bool) -> Answer | Conflict:
         """Raises Refused."""
@@ -352,9 +352,9 @@ class Shared:
 
     async def _save_now(self) -> None:
         self._unsaved.clear()
-        kept = Kept(self._replica.memory(), replace(self._presence))
-        self._kept += 1
-        if complaint := await asyncio.to_thread(self._diary.write, kept, self._kept):
+        remembered = Remembered(self._replica.memory(), replace(self._presence))
+        self._written += 1
+        if complaint := await asyncio.to_thread(self._diary.write, remembered, self._written):
             self._unsaved.set()
             self._report("cluster", complaint, True)
 
@@ -370,7 +370,7 @@ class Shared:
             self._said[text] = self._clock() + SAY_AGAIN
         self._report("cluster", text, alarm)
 
-    def _trouble_now(self) -> str:
+    def trouble(self) -> str:
         trouble = self._sync.trouble if self._sync is not None else self._trouble
         if bool(trouble) != bool(self._trouble):
             self._trouble_since = self._clock()
@@ -378,7 +378,7 @@ class Shared:
         return trouble
 
     def view(self) -> ClusterView:
-        trouble, claims = self._trouble_now(), self._desired().claims
+        trouble, claims = self.trouble(), self._desired().claims
         return ClusterView(
             self._settings.name,
             trouble,
@@ -409,7 +409,7 @@ class Shared:
                 Code.INVALID, f"{balancer!r} is present", "stop it first: only a balancer that is away can be forgotten"
             )
         if not self._replica.linked:
-            raise Refused(Code.STORE_UNAVAILABLE, f"etcd cannot be used: {self._trouble_now()}", "mend etcd first")
+            raise Refused(Code.STORE_UNAVAILABLE, f"etcd cannot be used: {self.trouble()}", "mend etcd first")
         self._replica.forget(balancer)
         self._changed_here()
 

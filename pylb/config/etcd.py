@@ -1,6 +1,5 @@
 """Mistakes in `cluster.etcd`, and the files that it names."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,7 +12,7 @@ from pylb.control.storage.files import read_regular
 from pylb.core.address import is_loopback, parse_ip
 
 _AT: Loc = ("cluster", "etcd")
-_MOST_PASSWORD = 1024  # bytes
+_MOST_PASSWORD, _MOST_PEM = 1024, 1 << 20  # bytes
 
 
 def etcd_findings(etcd: Etcd) -> Iterator[Finding]:
@@ -29,6 +28,8 @@ def etcd_findings(etcd: Etcd) -> Iterator[Finding]:
                 yield Finding(at, f"plain HTTP to {show(url)}: whoever is on the path can open any port", hint)
             else:
                 yield Finding(at, f"plain HTTP to {show(url)}: whoever is on the path can open any port", "", "warning")
+    if etcd.insecure and not any(urlsplit(url).scheme == "http" and not _on_loopback(url) for url in etcd.endpoints):
+        yield Finding((*_AT, "insecure"), "insecure has no effect: no endpoint is plain http:// beyond loopback", "remove it")
     tls = [key for key in ("ca", "certificate", "key") if getattr(etcd, key) is not None]
     if tls and etcd.endpoints and not any(url.startswith("https:") for url in etcd.endpoints):
         yield Finding((*_AT, tls[0]), f"{tls[0]} has no effect: no endpoint is https://", "endpoints: [https://…]")
@@ -44,9 +45,11 @@ def unreadable_of_etcd(etcd: Etcd) -> Iterator[Finding]:
         path: Path | None = getattr(etcd, key)
         try:
             if path is not None:
-                os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+                read_regular(path, _MOST_PEM)
         except OSError as error:
             yield Finding((*_AT, key), f"{path} cannot be read: {error.strerror}", "it must be readable by pylb's user")
+        except ValueError as error:
+            yield Finding((*_AT, key), f"{path} is {error}", "a file in PEM form")
     if etcd.password_file is not None:
         try:
             read_password(etcd.password_file)

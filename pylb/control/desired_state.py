@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from pylb.core.address import Listen
+from pylb.core.address import Listen, PortKey
 from pylb.core.auth import Keyring
 from pylb.core.claims import Claims
 from pylb.core.operator_overrides import NONE, Overrides, checked, still_valid
@@ -42,7 +42,7 @@ class UnsupportedEntry:
     lease: Mapping[str, Any] | None  # the snapshot's record of its lease
     needs: tuple[str, ...]  # the unknown words
     name: str
-    ports: tuple[int, ...]  # as far as they can be read
+    ports: tuple[PortKey, ...]  # as far as they can be read
 
 
 @dataclass(frozen=True, slots=True)

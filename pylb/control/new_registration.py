@@ -1,5 +1,6 @@
 """From a call to the registration that it asks for: the token's scope is checked before anything else happens."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from pylb.core.address import Address
@@ -29,11 +30,7 @@ def native_registration(name: str, instance: str, announcement: Announcement, ca
     check_spelling("name", name)
     if not announcement.members:
         check_spelling("instance", instance)
-    check_name(caller.token, name)
-    for item in announcement.frontends:
-        check_ports(caller.token, item.ports, rules.reserved_ports, item.protocol)
-        if item.server_name:
-            check_server_name(caller.token, item.server_name)
+    check_native(caller.token, name, announcement.frontends, rules)
     one = Registration(
         Key(caller.token.name, name, instance),
         name,
@@ -49,16 +46,30 @@ def native_registration(name: str, instance: str, announcement: Announcement, ca
     return one
 
 
-def legacy_registration(call: LegacyCall, caller: Caller, static_rules: StaticRules) -> tuple[Registration, str]:
-    """The registration of an `add`, and a note for its answer. Raises Refused.
+def check_native(token: Token, name: str, frontends: Iterable[FrontendRequest], rules: Rules) -> None:
+    """May the token have this name, these ports and these server names, whoever hears the call? Raises Refused."""
+    check_name(token, name)
+    for item in frontends:
+        check_ports(token, item.ports, rules.reserved_ports, item.protocol)
+        if item.server_name:
+            check_server_name(token, item.server_name)
+
+
+def check_legacy(token: Token, port: int, name: str, static_rules: StaticRules) -> None:
+    """The same of a legacy registration. Raises Refused.
 
     Its name is only a description, unless it opens a static frontend: then the token decides, as for a native call.
     """
+    if static_rules.joins_by_name(port, name):
+        check_name(token, name)
+    check_port(token, port, static_rules.rules.reserved_ports)
+
+
+def legacy_registration(call: LegacyCall, caller: Caller, static_rules: StaticRules) -> tuple[Registration, str]:
+    """The registration of an `add`, and a note for its answer. Raises Refused."""
     rules = static_rules.rules
     check_source(caller)
-    if static_rules.joins_by_name(call.port, call.name):
-        check_name(caller.token, call.name)
-    check_port(caller.token, call.port, rules.reserved_ports)
+    check_legacy(caller.token, call.port, call.name, static_rules)
     ip, note = legacy_target(caller, call.address, rules.own_ips)
     wanted = FrontendRequest(call.port, call.target_port, call.send_proxy)
     one = Registration(legacy_key(caller.token.name, call.port), call.name, ip, (wanted,), None)

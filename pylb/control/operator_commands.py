@@ -166,7 +166,7 @@ def _port(what: str) -> PortKey | None:
 def _is_meant(key: Key, one: UnsupportedEntry, port: PortKey | None, what: str) -> bool:
     """Whether `PORT` or `NAME[/INSTANCE]` names it. It is released as a whole, as this version cannot divide it."""
     name, _, instance = what.partition("/")
-    return port[1] in one.ports if port is not None else one.name == name and instance in ("", key.instance)
+    return port in one.ports if port is not None else one.name == name and instance in ("", key.instance)
 
 
 def _named(claims: Claims, what: str) -> tuple[Registration, ...]:

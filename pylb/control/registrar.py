@@ -78,7 +78,7 @@ class Registrar:
         await sharing.claim(wanted, takeover=takeover or evicts)
         try:
             answer = self.submit(wanted, caller, takeover=takeover)
-        except Refused:
+        except BaseException:
             sharing.claimed(wanted.key)
             raise
         answer.add_done_callback(lambda _: sharing.claimed(wanted.key))  # also if the caller has left

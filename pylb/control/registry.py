@@ -327,6 +327,10 @@ class Registry:
         """None: this pylb has its table for itself."""
         return None if self.sharing is None else self.sharing.view()
 
+    def cluster_trouble(self) -> str | None:
+        """The same in a word, at once however large the table is. None: this pylb has its table for itself."""
+        return None if self.sharing is None else self.sharing.trouble()
+
     def note(self, kind: str, text: str, *, alarm: bool = False) -> None:
         """An event of a part that is not control's own."""
         self._state.event_log.note(kind, text, alarm=alarm)

@@ -101,6 +101,9 @@ class Sharing(Protocol):
     def resume(self) -> None:
         """It failed."""
 
+    def trouble(self) -> str:
+        """Why the others are not heard, or do not hear; "" if all is well."""
+
     def view(self) -> ClusterView: ...
 
     def differences(self) -> list[dict[str, str]]:

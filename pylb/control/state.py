@@ -59,10 +59,9 @@ class ControlState:
     ) -> None:
         self.tasks = tasks
         self.sharing = sharing
-        self.wall = wall
         self.event_log = EventLog(wall, tasks.guarded(Part.EVENTS, on_event))
         tasks.on_failure = lambda part, text: self.event_log.note("task_failed", text, {"task": str(part)}, alarm=True)
-        self._clock, self._wall = clock, wall
+        self._clock, self.wall = clock, wall
         self.leases = Leases(clock)
         if sharing is not None:
             self.leases.is_fresh_elsewhere = sharing.is_fresh_elsewhere
@@ -137,7 +136,7 @@ class ControlState:
 
     def view(self, one: Registration) -> RegistrationView:
         goodbye = self.leases.said_goodbye(one.key)
-        return registration_view(one, self.leases.get(one.key), self._clock(), self._wall(), said_goodbye=goodbye)
+        return registration_view(one, self.leases.get(one.key), self._clock(), self.wall(), said_goodbye=goodbye)
 
     def beat(self, one: Registration, *, moved: bool) -> None:
         """Note that this registration has called."""

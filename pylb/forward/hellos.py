@@ -22,7 +22,7 @@ from pylb.forward.source_share import SourceShare
 # A record of type alert, TLS 1.2 or later: fatal, unrecognized_name (RFC 8446, 6; RFC 6066, 3).
 ALERT = bytes((21, 3, 3, 0, 2, 2, 112))
 DISCARD = 1.0  # seconds in which the client may take the alert and close
-MOST_DISCARDED = 1 << 20  # bytes; whoever sends more does not wait for an alert
+MOST_DISCARDED = 128 * 1024  # bytes for one event, beside the budget of a turn; whoever sends more does not wait for an alert
 _READ = 64 * 1024
 
 

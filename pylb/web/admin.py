@@ -158,9 +158,9 @@ class Admin:
         if not registry.ready:
             return json_answer(503, {"status": "starting"})
         unbound = [{"listen": str(listen), "reason": reason} for listen, reason in registry.unbound().items()]
-        cluster = registry.cluster()
-        degraded = unbound or not registry.durable or (cluster is not None and cluster.trouble)
-        shared = {} if cluster is None else {"shared": not cluster.trouble}
+        trouble = registry.cluster_trouble()
+        degraded = unbound or not registry.durable or trouble
+        shared = {} if trouble is None else {"shared": not trouble}
         status = "degraded" if degraded else "ready"
         return json_answer(200, {"status": status, "durable": registry.durable, "unbound": unbound, **shared})
 

@@ -43,12 +43,21 @@ class Certificate:
 
 def _load(certificate: Path, key: Path) -> tuple[ssl.SSLContext, float]:
     """The context, and the unix time when the certificate expires. Raises OSError, ValueError."""
-    read_regular(key, MOST_BYTES)  # refuses a FIFO, on which OpenSSL would wait for ever
-    found = x509.load_pem_x509_certificate(read_regular(certificate, MOST_BYTES))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(certificate, key, password=_encrypted)
+    found = x509.load_pem_x509_certificate(read_regular(certificate, MOST_BYTES))
+    load_pair(context, certificate, key)
     return context, found.not_valid_after_utc.timestamp()
+
+
+def load_pair(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    """What `context` shows to the other side. Waits for nobody: neither for a FIFO nor for a passphrase on the terminal.
+
+    Raises OSError (ssl.SSLError is one), ValueError.
+    """
+    for file in (certificate, key):
+        read_regular(file, MOST_BYTES)  # refuses a FIFO, on which OpenSSL would wait for ever
+    context.load_cert_chain(certificate, key, password=_encrypted)
 
 
 def _encrypted() -> str:

@@ -152,6 +152,7 @@ def desired(own_ips: frozenset[str] = frozenset(), **scope: Any) -> DesiredState
         ({}, {"ports": parse_ports(["443"])}, (), Code.PORT_FORBIDDEN),
         ({"wanted": (FrontendRequest(9000, 30000),)}, {}, (), Code.PORT_FORBIDDEN),
         ({"wanted": (FrontendRequest(443, 22),)}, {}, (), Code.TARGET_FORBIDDEN),
+        ({"wanted": (FrontendRequest(443, 30443, server_name="git.example.org"),)}, {}, (), Code.NAME_FORBIDDEN),
         ({}, {"sources": (parse_network("10.0.0.0/8"),), "targets": ()}, (), Code.TARGET_FORBIDDEN),
         ({}, {"targets": ()}, ("192.0.2.1",), Code.TARGET_REFUSED),
         ({"ip": "169.254.169.254"}, {"targets": (parse_network("0.0.0.0/0"),)}, (), Code.TARGET_REFUSED),

@@ -47,6 +47,8 @@ def test_the_defaults() -> None:
         ({"endpoints": [HTTPS], "username": "pylb"}, "username without password_file has no effect"),
         ({"endpoints": [HTTPS], "password_file": "/p"}, "password_file without username has no effect"),
         ({"endpoints": ["http://127.0.0.1:2379"], "ca": "/ca.pem"}, "ca has no effect: no endpoint is https://"),
+        ({"endpoints": [HTTPS], "insecure": True}, "insecure has no effect"),
+        ({"endpoints": ["http://127.0.0.1:2379"], "insecure": True}, "insecure has no effect"),
         ({"endpoints": [HTTPS], "endpoint": HTTPS}, "did you mean"),
     ],
 )

@@ -14,6 +14,7 @@ from pylb.control.storage.snapshot import Snapshot
 from pylb.control.storage.store import _canonical
 from pylb.core.address import Address, Listen
 from pylb.core.checks import parse_health
+from pylb.core.errors import Refused
 from pylb.core.persistent_map import PersistentMap, frozen_set
 from pylb.core.policy import Rules
 from pylb.core.registration import Announcement, FrontendRequest, Key, Registration
@@ -124,6 +125,19 @@ async def test_it_goes_when_it_is_released_by_name_by_port_or_by_its_owner(tmp_p
             assert not is_there(folder)
             assert c.registry.unserved() == []
             assert len(list(c.registry.each_registration())) == 1
+
+
+async def test_an_entry_of_udp_is_on_no_port_of_tcp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NEW["frontends"][0], "protocol", "udp")
+    await prepared(tmp_path)
+    async with control(tmp_path) as c:
+        assert [row["protocol"] for row in await rows(c.registry, ("udp", 4433))] == ["udp"]
+        assert await rows(c.registry, ("tcp", 4433)) == []
+        with pytest.raises(Refused):
+            await c.registry.operator.release_any("4433")
+        assert is_there(tmp_path)
+        await c.registry.operator.release_any("4433/udp")
+        assert not is_there(tmp_path)
 
 
 async def by_name(c: Control) -> None:

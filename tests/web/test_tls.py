@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from pylb.web.listener import HttpLimits
-from pylb.web.tls import next_pin, pin, repaired, self_signed, switch
+from pylb.web.tls import load_pair, next_pin, pin, repaired, self_signed, switch
 from pylb.web.types import Answer, Call, text_answer
 from tests.web.loopback import ask, read_reply, serving, until
 
@@ -167,7 +167,20 @@ def _is_over(sock: socket.socket) -> bool:
         return True
 
 
-def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_pass_phrase(tmp_path: Path) -> None:
+LISTENER = """
+from pylb.web.tls import Certificate
+read = Certificate
+"""
+CLIENT_OF_ETCD = """
+from pylb.app.cluster import _tls
+from pylb.config.cluster import Etcd
+def read(certificate, key):
+    _tls(Etcd.model_construct(endpoints=("https://127.0.0.1:2379",), ca=None, certificate=certificate, key=key))
+"""
+
+
+@pytest.mark.parametrize("reads", [LISTENER, CLIENT_OF_ETCD], ids=["of a listener", "for etcd"])
+def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_pass_phrase(tmp_path: Path, reads: str) -> None:
     """In a process with a terminal, where OpenSSL would ask (and hold the loop until somebody answers)."""
     certificate = self_signed(tmp_path, ["127.0.0.1"])
     key = serialization.load_pem_private_key(certificate.key.read_bytes(), None)
@@ -175,9 +188,9 @@ def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_pass_phrase(tmp
     text = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, sealed)
     code = f"""
 from pathlib import Path
-from pylb.web.tls import Certificate
+{reads}
 try:
-    Certificate(Path({str(certificate.path)!r}), Path({str(certificate.key)!r}))
+    read(Path({str(certificate.path)!r}), Path({str(certificate.key)!r}))
 except ValueError as error:
     print(error)
 """
@@ -198,3 +211,13 @@ except ValueError as error:
         os.close(theirs)
         os.close(ours)
     assert done.stdout.startswith("the key is encrypted")
+
+
+def test_a_pipe_in_place_of_a_key_is_not_waited_for(tmp_path: Path) -> None:
+    certificate = self_signed(tmp_path, ["127.0.0.1"])
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    context = ssl.create_default_context()
+    for pair in ((pipe, certificate.key), (certificate.path, pipe)):
+        with pytest.raises(ValueError, match="not a regular file"):
+            load_pair(context, *pair)

@@ -14,27 +14,14 @@ from typing import Any, TypeVar
 
 from pylb.control.desired_state import UnsupportedEntry
 from pylb.control.leases import LeaseRecord
-from pylb.control.storage.needs import KNOWN_NEEDS, needs_of
+from pylb.control.storage.entries import UNUSABLE, read_list, read_moment, read_registration, read_seconds, written_entry
+from pylb.control.storage.needs import KNOWN_NEEDS
 from pylb.control.storage.store import Json, canonical
-from pylb.core.address import TCP, UDP, Address, parse_ip, written_address, written_listen
-from pylb.core.checks import parse_health, written_health
-from pylb.core.errors import Refused
+from pylb.core.address import TCP, Address, parse_ip, written_address, written_listen
 from pylb.core.operator_overrides import NONE, Override, Overrides, OverrideTarget, ServerKey
 from pylb.core.persistent_map import Bucket, PersistentMap, frozen_set
-from pylb.core.policy import UNSAID, AdminState, HealthOverride, ProxyProtocol
-from pylb.core.registration import (
-    SET,
-    DisplacedServer,
-    FrontendRequest,
-    Key,
-    Registration,
-    State,
-    check_name,
-    legacy_key,
-    parse_sequence,
-)
-from pylb.core.server_names import parse_server_name
-from pylb.core.server_set import NO_TERMS, Member, Terms, parse_access, written_access
+from pylb.core.policy import AdminState
+from pylb.core.registration import Key, Registration
 from pylb.core.text import visible
 
 K = TypeVar("K")
@@ -44,9 +31,6 @@ T = TypeVar("T")
 PIECE = 40  # entries that are encoded without a pause: half a millisecond
 PAUSE = 0.0001  # seconds; the thread lets go of the GIL for as long
 _MOST_GENERATION = 1 << 53  # a float has each of them, and so has JSON
-_MOST_SECONDS = 1e9
-_MOST_MOMENT = 1e11  # unix time: 3,000 years
-UNUSABLE = (Refused, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +69,7 @@ class Encoder:
 
     def encode(self, snapshot: Snapshot, leases: Iterable[tuple[Key, LeaseRecord]] = ()) -> dict[str, Any]:
         """`leases`: more of `snapshot.leases`, which are made while they are encoded: there may be thousands."""
-        self._registrations, registrations = self._by_bucket(snapshot.registrations, self._registrations, _encode_one)
+        self._registrations, registrations = self._by_bucket(snapshot.registrations, self._registrations, written_entry)
         self._learned, learned = self._by_bucket(snapshot.learned, self._learned, _encode_learned)
         self._proven, proven = self._by_bucket(snapshot.proven, self._proven, lambda _place, address, _: f"{address}")
         self._down, down = self._by_bucket(snapshot.down, self._down, _encode_server_key)
@@ -153,47 +137,6 @@ def _encode_server_key(_order: int, key: ServerKey, _: bool) -> list[str]:
     return [str(listen), str(address)]
 
 
-def _encode_one(place: int, _key: Key, one: Registration) -> dict[str, Any]:
-    return {
-        "order": place,
-        "needs": needs_of(one),
-        "token": one.key.token,
-        "name": one.name,
-        "instance": one.key.instance,
-        "legacy_port": one.key.legacy_port,
-        "address": one.ip,
-        "ttl": one.ttl,
-        "state": str(one.state),
-        "since": one.since,
-        "frontends": [_encode_wanted(item) for item in one.wanted],
-        "displaced": [_encode_displaced(old) for old in one.displaced],
-        **({} if one.sequence is None else {"sequence": one.sequence}),
-        **(_encode_set(one) if one.members else {}),
-        **({"hearer": one.hearer} if one.hearer else {}),
-    }
-
-
-def _encode_set(one: Registration) -> dict[str, Any]:
-    return {
-        "members": [list(member) for member in one.members],
-        "access": written_access(one.terms.access),
-        "idle": one.terms.idle,
-    }
-
-
-def written_registration(one: Registration) -> dict[str, Any]:
-    """What it asks for, for other balancers: without what is known of it here alone."""
-    return {key: value for key, value in _encode_one(0, one.key, one).items() if key not in _LOCAL}
-
-
-def read_registration(item: Mapping[str, Any]) -> Registration:
-    """Raises one of UNUSABLE."""
-    return _decode_one(item)
-
-
-_LOCAL = frozenset({"order", "needs", "state", "since", "displaced", "hearer"})
-
-
 def _encode_learned(_order: int, key: Key, ttl: float) -> dict[str, Any]:
     return _encode_lease(key, LeaseRecord(ttl))
 
@@ -208,39 +151,12 @@ def _encode_lease(key: Key, lease: LeaseRecord) -> dict[str, Any]:
     }
 
 
-def _encode_wanted(item: FrontendRequest) -> dict[str, Any]:
-    return {
-        "port": item.port,
-        "target_port": item.target_port,
-        "proxy_protocol": None if item.send_proxy is None else str(item.send_proxy),
-        "weight": item.weight,
-        "backup": item.backup,
-        "health": written_health(item.health),
-        **({} if item.protocol == TCP else {"protocol": item.protocol}),
-        **({"last": item.last} if item.last else {}),
-        **({"target_last": item.target_last} if item.target_last else {}),
-        **({"server_name": item.server_name} if item.server_name else {}),
-        **({"names": "allowed"} if item.allows_names else {}),
-    }
-
-
-def _encode_displaced(old: DisplacedServer) -> dict[str, Any]:
-    return {
-        "listen": str(old.listen),
-        "server": old.server,
-        "address": str(old.address),
-        "proxy_protocol": None if old.send_proxy is None else str(old.send_proxy),
-        "weight": old.weight,
-        "health": written_health(old.health),
-    }
-
-
 def decode(payload: Mapping[str, Any]) -> tuple[Snapshot, list[str]]:
     """(the snapshot, what had to be left out of it). One bad entry does not cost the others."""
     complaints: list[str] = []
 
     def each(key: str, what: str, decoded: Callable[[int, Any], T]) -> Iterator[T]:
-        for index, item in enumerate(_list(payload.get(key))):
+        for index, item in enumerate(read_list(payload.get(key))):
             try:
                 yield decoded(index, item)
             except UNUSABLE as error:
@@ -252,7 +168,7 @@ def decode(payload: Mapping[str, Any]) -> tuple[Snapshot, list[str]]:
             unserved[_key(found_one.entry)] = found_one
         else:
             entries.append(found_one)
-    for item in _list(payload.get("leases")):  # as they came, too
+    for item in read_list(payload.get("leases")):  # as they came, too
         if isinstance(item, dict) and (one := unserved.get(_key(item))) is not None:
             unserved[_key(item)] = replace(one, lease=item)
     leases = {one.key: lease for _, one, lease in entries} | dict(each("leases", "lease {}", _decode_lease))
@@ -287,20 +203,12 @@ def _generation(value: object) -> int:
     return value if isinstance(value, int) and 0 <= value <= _MOST_GENERATION else 0
 
 
-def _seconds(value: object) -> float:
-    """Raises ValueError, TypeError, OverflowError."""
-    found = float(value)  # type: ignore[arg-type]
-    if not 0 <= found <= _MOST_SECONDS:  # NaN is neither
-        raise ValueError(f"{value!r:.40} is no time in seconds")
-    return found
-
-
 def _decode_or_keep(index: int, item: Mapping[str, Any]) -> tuple[int, Registration, LeaseRecord] | UnsupportedEntry:
-    needs = tuple(visible(str(word)) for word in _list(item.get("needs")) if word not in KNOWN_NEEDS)
+    needs = tuple(visible(str(word)) for word in read_list(item.get("needs")) if word not in KNOWN_NEEDS)
     if not needs:
         return _decode_entry(index, item)
-    frontends = [one for one in _list(item.get("frontends")) if isinstance(one, dict)]
-    ports = tuple(one["port"] for one in frontends if isinstance(one.get("port"), int))
+    frontends = [one for one in read_list(item.get("frontends")) if isinstance(one, dict)]
+    ports = tuple((str(one.get("protocol", TCP)), one["port"]) for one in frontends if isinstance(one.get("port"), int))
     return UnsupportedEntry(item, None, needs, visible(str(item.get("name", ""))), ports)
 
 
@@ -313,7 +221,7 @@ def _key(item: Mapping[str, Any]) -> Key:
 
 def _decode_entry(index: int, item: Mapping[str, Any]) -> tuple[int, Registration, LeaseRecord]:
     """Its place in the order, and its lease: where the pylb before had that."""
-    return int(item.get("order", index)), _decode_one(item), _read_lease(item)
+    return int(item.get("order", index)), read_registration(item), _read_lease(item)
 
 
 def _decode_lease(_index: int, item: Mapping[str, Any]) -> tuple[Key, LeaseRecord]:
@@ -324,60 +232,15 @@ def _decode_lease(_index: int, item: Mapping[str, Any]) -> tuple[Key, LeaseRecor
 def _read_lease(item: Mapping[str, Any]) -> LeaseRecord:
     learned = item.get("learned_ttl")
     return LeaseRecord(
-        None if learned is None else _seconds(learned),
-        _seconds(item.get("stale_for", 0.0)),
-        _seconds(item.get("displaced_for", 0.0)),
+        None if learned is None else read_seconds(learned),
+        read_seconds(item.get("stale_for", 0.0)),
+        read_seconds(item.get("displaced_for", 0.0)),
         bool(item.get("goodbye", False)),
     )
 
 
-def _moment(value: object) -> float:
-    """A unix time. Raises as `_seconds`."""
-    found = float(value)  # type: ignore[arg-type]
-    if not 0 <= found <= _MOST_MOMENT:
-        raise ValueError(f"{value!r:.40} is no unix time")
-    return found
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _decode_one(item: Mapping[str, Any]) -> Registration:
-    port = int(item.get("legacy_port", 0))
-    name, token = check_name("name", str(item["name"])), check_name("token", str(item["token"]))
-    members = tuple(_decode_member(*one) for one in _list(item.get("members")))
-    instance = SET if members else str(item["instance"])
-    key = legacy_key(token, port) if port else Key(token, name, instance if members else check_name("instance", instance))
-    ttl, sequence = item.get("ttl"), item.get("sequence")
-    return Registration(
-        key,
-        name,
-        "" if members else parse_ip(item["address"]),
-        tuple(_decode_wanted(wanted) for wanted in item["frontends"]),
-        None if ttl is None else _seconds(ttl),
-        State(item.get("state", "fresh")),
-        displaced=tuple(_decode_displaced(old) for old in _list(item.get("displaced"))),
-        since=_moment(item.get("since", 0.0)),
-        members=members,
-        terms=_decode_terms(item),
-        sequence=None if sequence is None else parse_sequence(str(sequence)),
-        hearer=check_name("hearer", str(item["hearer"])) if item.get("hearer") else "",
-    )
-
-
-def _decode_member(instance: object, ip: Any, weight: object) -> Member:
-    return Member(check_name("instance", str(instance)), parse_ip(ip), None if weight is None else _weight({"weight": weight}))
-
-
-def _decode_terms(item: Mapping[str, Any]) -> Terms:
-    idle = item.get("idle")
-    terms = Terms(parse_access(_list(item.get("access"))), None if idle is None else _seconds(idle))
-    return NO_TERMS if terms == NO_TERMS else terms
-
-
 def _decode_server_key(_index: int, pair: object) -> ServerKey:
-    listen, address = _list(pair)
+    listen, address = read_list(pair)
     return written_listen(listen), written_address(address)
 
 
@@ -399,62 +262,5 @@ def _decode_word(item: Mapping[str, Any]) -> Override:
         raise ValueError(f"{weight!r} is not a weight")
     until = item.get("until")
     return Override(
-        AdminState(item["state"]), weight, None if until is None else _moment(until), bool(item.get("exempt", False))
+        AdminState(item["state"]), weight, None if until is None else read_moment(until), bool(item.get("exempt", False))
     )
-
-
-def _decode_wanted(item: Mapping[str, Any]) -> FrontendRequest:
-    return FrontendRequest(
-        _port(item["port"]),
-        _port(item["target_port"]),
-        _proxy(item.get("proxy_protocol")),
-        _weight(item),
-        bool(item.get("backup", False)),
-        _health(item.get("health")),
-        _protocol(item.get("protocol", TCP)),
-        *_lasts(item),
-        parse_server_name(name) if (name := str(item.get("server_name", ""))) else "",
-        item.get("names") == "allowed",
-    )
-
-
-def _decode_displaced(old: Mapping[str, Any]) -> DisplacedServer:
-    listen = written_listen(old["listen"])
-    address = written_address(old["address"])
-    send, weight, health = _proxy(old.get("proxy_protocol")), _weight(old), _health(old.get("health"))
-    return DisplacedServer(listen, check_name("server", str(old["server"])), address, send, weight, health)
-
-
-def _lasts(item: Mapping[str, Any]) -> tuple[int, int]:
-    """The last ports of a range and of its targets; 0: there is none."""
-    last, target_last = (_port(item[key]) if item.get(key) else 0 for key in ("last", "target_last"))
-    if (last and last <= item["port"]) or (target_last and target_last - item["target_port"] != last - item["port"]):
-        raise ValueError(f"{item['port']}-{last} to {item['target_port']}-{target_last}: no ranges of one length")
-    return last, target_last
-
-
-def _protocol(value: object) -> str:
-    if value not in (TCP, UDP):
-        raise ValueError(f"{value!r:.40} is not a protocol")
-    return str(value)
-
-
-def _port(value: object) -> int:
-    if not isinstance(value, int) or not 1 <= value <= 65535:
-        raise ValueError(f"{value!r} is not a port")
-    return value
-
-
-def _weight(item: Mapping[str, Any]) -> int:
-    found = item.get("weight", 1)
-    if not isinstance(found, int) or not 1 <= found <= 256:
-        raise ValueError(f"{found!r:.40} is not a weight")
-    return found
-
-
-def _health(value: object) -> HealthOverride:
-    return UNSAID if value is None else parse_health(value)
-
-
-def _proxy(value: object) -> ProxyProtocol | None:
-    return None if value is None else ProxyProtocol(str(value))
