@@ -1,7 +1,6 @@
 """Completion: what a shell shows on Tab comes from the running pylb, and from nobody where it is away."""
 
 import os
-import shutil
 import socket
 import subprocess
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from pylb.api import completion
 from pylb.core.address import Listen
 from pylb.web.control_client import call
 from tests.app.instance import Instance, cli, echo
+from tests.support.peers import need
 from tests.support.ports import free_port
 from tests.support.processes import ROOT, python
 
@@ -106,11 +106,7 @@ def test_the_script_is_one_that_the_shell_can_read(shell: str, tmp_path: Path) -
     file = tmp_path / "script"
     file.write_text(cli(tmp_path, "completion", shell).stdout)
     assert "_PYLB_COMPLETE" in file.read_text()
-    if shutil.which(shell) is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{shell} is not installed: .ci/run does it")
-        pytest.skip(f"{shell} is not installed")
-    done = subprocess.run([shell, "-n", str(file)], check=False, capture_output=True, text=True, timeout=20)
+    done = subprocess.run([need(shell), "-n", str(file)], check=False, capture_output=True, text=True, timeout=20)
     assert (done.returncode, done.stderr) == (0, "")
 
 

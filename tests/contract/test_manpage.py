@@ -1,22 +1,17 @@
 """docs/pylb.1 has every verb and option, and formatters of manual pages find nothing wrong with it."""
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from tests.cli.every_verb import verbs
+from tests.support.peers import need
 
 PAGE = Path(__file__).parents[2] / "docs" / "pylb.1"
 
 
 def formatted(*command: str) -> subprocess.CompletedProcess[str]:
-    if shutil.which(command[0]) is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{command[0]} is not installed: .ci/run does it")
-        pytest.skip(f"{command[0]} is not installed")
+    need(command[0])
     environ = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "MANWIDTH": "80"}
     return subprocess.run([*command, str(PAGE)], check=False, capture_output=True, text=True, env=environ, timeout=30)
 
