@@ -11,7 +11,8 @@ schema      the keys as JSON Schema
 entries     the readable parts of a file with mistakes
 checks      mistakes that no single value shows; health: of health checks; etcd: of cluster.etcd;
             without_effect: settings without effect
-files       secrets, certificates and keys that it names; generated_tokens: those that `pylb token create` makes
+files       secrets, certificates and keys that it names; pem: why one of the latter cannot be used;
+            generated_tokens: those that `pylb token create` makes
 problems    what is wrong, and where; explain: pydantic's findings in words; hiding: no secret in a message
 root        the whole file as one value, and the parts that other folders take from it
 """

@@ -1,7 +1,9 @@
 """Mistakes in `cluster.etcd`, and the files that it names."""
 
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from pylb.config.cluster import Etcd
@@ -12,7 +14,8 @@ from pylb.control.storage.files import read_regular
 from pylb.core.address import is_loopback, parse_ip
 
 _AT: Loc = ("cluster", "etcd")
-_MOST_PASSWORD, _MOST_PEM = 1024, 1 << 20  # bytes
+_MOST_PASSWORD = 1024  # bytes
+_READABLE = "it must be readable by pylb's user"
 
 
 def etcd_findings(etcd: Etcd) -> Iterator[Finding]:
@@ -39,25 +42,58 @@ def etcd_findings(etcd: Etcd) -> Iterator[Finding]:
                 yield Finding((*_AT, said), f"{said} without {missing} has no effect", f"set cluster.etcd.{missing} too")
 
 
-def unreadable_of_etcd(etcd: Etcd) -> Iterator[Finding]:
-    """The files that pylb could not read at its start."""
-    for key in ("ca", "certificate", "key"):
-        path: Path | None = getattr(etcd, key)
+def findings_in_files(etcd: Etcd) -> Iterator[Finding]:
+    """What is wrong with the files that pylb reads for etcd."""
+    if etcd.ca is not None or etcd.certificate is not None or etcd.key is not None:
+        yield from _tls_findings(etcd)
+    if (path := etcd.password_file) is not None:
+        yield from _readable_by_all("password_file", path)
         try:
-            if path is not None:
-                read_regular(path, _MOST_PEM)
+            read_password(path)
         except OSError as error:
-            yield Finding((*_AT, key), f"{path} cannot be read: {error.strerror}", "it must be readable by pylb's user")
+            yield Finding((*_AT, "password_file"), f"{path} cannot be read: {error.strerror}", _READABLE)
         except ValueError as error:
-            yield Finding((*_AT, key), f"{path} is {error}", "a file in PEM form")
-    if etcd.password_file is not None:
+            yield Finding((*_AT, "password_file"), f"{path} is {error}", "the password, on one line")
+
+
+def _tls_findings(etcd: Etcd) -> Iterator[Finding]:
+    from pylb.config import pem  # noqa: PLC0415 - see there
+
+    found: dict[str, Any] = {}
+    for name, read in (("ca", pem.read_certificates), ("certificate", pem.read_certificates), ("key", pem.read_private_key)):
+        path: Path | None = getattr(etcd, name)
+        if path is None:
+            continue
+        at = (*_AT, name)
         try:
-            read_password(etcd.password_file)
+            found[name] = read(path)
         except OSError as error:
-            hint = "it must be readable by pylb's user"
-            yield Finding((*_AT, "password_file"), f"{etcd.password_file} cannot be read: {error.strerror}", hint)
+            yield Finding(at, f"{path} cannot be read: {error.strerror}", _READABLE)
+        except pem.UnusableFile as error:
+            yield Finding(at, f"{path} {error}", error.hint)
         except ValueError as error:
-            yield Finding((*_AT, "password_file"), f"{etcd.password_file} is {error}", "the password, on one line")
+            yield Finding(at, f"{path} is {error}", "a file in PEM form")
+        else:
+            if name != "key" and (reason := pem.outside_its_time(found[name])):
+                yield Finding(at, f"{path} {reason}", "renew it, or set this machine's clock", "warning")
+    if etcd.key is not None:
+        yield from _readable_by_all("key", etcd.key)
+    if "certificate" in found and "key" in found and not pem.belongs_to(found["certificate"][0], found["key"]):
+        hint = "the key for which the first certificate of that file was made"
+        yield Finding((*_AT, "key"), f"{etcd.key} does not belong to {etcd.certificate}", hint)
+    if "certificate" in found and etcd.username is not None and (name := pem.common_name(found["certificate"][0])):
+        message = f"{etcd.certificate} has the CommonName {show(name)}: etcd's gateway refuses it if etcd has users"
+        yield Finding(
+            (*_AT, "certificate"), message, "a certificate without one, or only username and password_file", "warning"
+        )
+
+
+def _readable_by_all(key: str, path: Path) -> Iterator[Finding]:
+    try:
+        if path.stat().st_mode & stat.S_IROTH:
+            yield Finding((*_AT, key), f"every user of this machine can read {path}", f"chmod o-r {path}", "warning")
+    except OSError:
+        return  # reported by whoever reads it
 
 
 def read_password(path: Path) -> str:

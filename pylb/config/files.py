@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pylb.config import models as m
 from pylb.config.entries import Finding, Parts
-from pylb.config.etcd import unreadable_of_etcd
+from pylb.config.etcd import findings_in_files
 from pylb.config.root import Secrets
 from pylb.config.yamlplace import Loc
 from pylb.control.storage.files import read_regular
@@ -104,7 +104,7 @@ def unreadable(parts: Parts) -> Iterator[Finding]:
             except OSError as error:
                 yield Finding(part.at("tls", key), f"{path} cannot be read: {error.strerror}")
     if parts.cluster is not None and parts.cluster.etcd is not None:
-        yield from unreadable_of_etcd(parts.cluster.etcd)
+        yield from findings_in_files(parts.cluster.etcd)
     if parts.log is not None and parts.log.target.kind == "file":
         place = Path(parts.log.target.place)
         if place.is_dir() or not place.parent.is_dir():

@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from pylb.config.pem import MOST_BYTES
 from pylb.control.storage.files import read_regular, set_aside, write_private
 
 CERTIFICATE, KEY, NEXT_KEY = "cert.pem", "key.pem", "next-key.pem"  # in the directory of a certificate that pylb made
-MOST_BYTES = 1 << 20  # of a file; a chain of ten certificates is 20 KB
 YEARS = 10  # clients pin its key; the alternative is a public certificate for a public name
 CLOCK_SKEW = timedelta(days=1)  # a node whose clock is behind must not refuse a new certificate
 
