@@ -119,7 +119,7 @@ class App:
         self._background.start(self._registry.run(), self._control_ended)
         self._config_reload.watch(self._background)
         if self._cluster is not None:
-            self._background.forever(Part.CLUSTER, self._cluster.run)
+            self._cluster.begin(self._background)
         self._heartbeat.begin(self._background)
         self._reporting.begin(self._background)
         greet(self._settings, self._room, self._called, self._source.path, restored=self._registry.open_ports())
@@ -164,7 +164,7 @@ class App:
             ask=at_most(self._room.probes),
             on_event=lambda event: self._reporting.note(event),  # noqa: PLW0108 - it is made below
             tasks=tasks,
-            sharing=self._cluster,
+            sharing=None if self._cluster is None else self._cluster.shared,
         )
         asyncio.get_running_loop().set_exception_handler(tasks.on_loop_error)
         self._transfer = Transfer(
@@ -234,7 +234,7 @@ class App:
     async def _stop_registry(self) -> None:
         await self._registry.stop()
         if self._cluster is not None and self._phases.phase is Phase.STOPPING:  # else a successor goes on with it
-            await self._cluster.leave()
+            await self._cluster.shared.leave()
 
     def _on_cluster(self, kind: str, text: str, alarm: bool) -> None:
         self._registry.note(kind, text, alarm=alarm)

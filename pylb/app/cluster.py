@@ -3,39 +3,87 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pylb.app.background import Background
 from pylb.app.errors import CannotStart
 from pylb.config import Config
 from pylb.config.cluster import Etcd
-from pylb.config.etcd import read_password
+from pylb.config.etcd import findings_in_files, read_password
+from pylb.config.pem import MOST_BYTES
 from pylb.config.values import NAME
 from pylb.control.storage.files import read_regular
-from pylb.web.tls import MOST_BYTES, load_pair
+from pylb.control.tasks import Part
+from pylb.host.files import Watch
+from pylb.web.tls import load_pair
 
 if TYPE_CHECKING:
+    from pylb.cluster.etcd import Credentials
     from pylb.cluster.shared import Shared
 
+Report = Callable[[str, str, bool], None]  # kind, text, alarm
 
-async def make_cluster(config: Config, report: Callable[[str, str, bool], None]) -> "Shared | None":
+
+class Cluster:
+    """`shared`, with the files that it needs for etcd: read again when they change."""
+
+    def __init__(self, shared: "Shared", etcd: Etcd, wrong: str, report: Report) -> None:
+        self.shared = shared
+        self._etcd = etcd
+        self._complaint = wrong
+        self._report = report
+
+    def begin(self, background: Background) -> None:
+        background.forever(Part.CLUSTER, self.shared.run)
+        if any(self._files()):
+            background.forever(Part.CERTIFICATES, Watch(self._files, self._read).run)
+
+    def _files(self) -> Iterator[Path]:
+        several = (self._etcd.ca, self._etcd.certificate, self._etcd.key, self._etcd.password_file)
+        return (path for path in several if path is not None)
+
+    async def _read(self) -> None:
+        """What cannot be used is reported, and what is in use stays: a certificate and its key are rarely replaced at once."""
+        found = await asyncio.to_thread(read_credentials, self._etcd)
+        if not found.wrong:
+            self.shared.use(found)
+        elif found.wrong != self._complaint:
+            self._report("cluster", f"{found.wrong}; what was read before stays in use", True)
+        self._complaint = found.wrong
+
+
+async def make_cluster(config: Config, report: Report) -> Cluster | None:
     """None without `cluster.etcd`. Raises CannotStart."""
     etcd = config.cluster.etcd
     if etcd is None:
         return None
     from pylb.cluster.etcd import Etcd as Client  # noqa: PLC0415 - whoever has one balancer does not pay for several
-    from pylb.cluster.etcd import Login, Waits  # noqa: PLC0415
+    from pylb.cluster.etcd import Waits  # noqa: PLC0415
     from pylb.cluster.shared import ClusterSettings, Shared  # noqa: PLC0415
 
-    try:
-        tls = await asyncio.to_thread(_tls, etcd)
-        password = "" if etcd.password_file is None else await asyncio.to_thread(read_password, etcd.password_file)
-    except (OSError, ValueError) as error:  # an SSLError is an OSError
-        raise CannotStart(f"cluster.etcd: {error}") from None
-    login = None if etcd.username is None else Login(etcd.username, password)
+    credentials = await asyncio.to_thread(read_credentials, etcd)
     waits = Waits(call=etcd.timeout)
-    settings = ClusterSettings(_name(config), etcd.prefix, config.state_dir, etcd.timeout)
-    return Shared(settings, lambda: Client(etcd.endpoints, login=login, tls=tls, waits=waits), report)
+    settings = ClusterSettings(balancer_name(config), etcd.prefix, config.state_dir, etcd.timeout)
+    shared = Shared(settings, lambda known: Client(etcd.endpoints, known, waits=waits), report, credentials=credentials)
+    return Cluster(shared, etcd, credentials.wrong, report)
+
+
+def read_credentials(etcd: Etcd) -> "Credentials":
+    """Reads files, so call it in a thread. What is wrong with one is part of the answer: pylb serves what it knows then."""
+    from pylb.cluster.etcd import Credentials, Login  # noqa: PLC0415
+
+    for finding in findings_in_files(etcd):
+        if finding.severity == "error":
+            return Credentials(wrong=f"{finding.message} ({finding.hint})")
+    try:
+        login = None
+        if etcd.username is not None and etcd.password_file is not None:
+            login = Login(etcd.username, read_password(etcd.password_file))
+        return Credentials(login, _tls(etcd))
+    except (OSError, ValueError) as error:  # OpenSSL is stricter, or a file was replaced at this moment
+        return Credentials(wrong=f"the files of cluster.etcd cannot be used: {error}")
 
 
 def _tls(etcd: Etcd) -> ssl.SSLContext | None:
@@ -48,7 +96,7 @@ def _tls(etcd: Etcd) -> ssl.SSLContext | None:
     return context
 
 
-def _name(config: Config) -> str:
+def balancer_name(config: Config) -> str:
     """Raises CannotStart."""
     if config.cluster.name is not None:
         return config.cluster.name

@@ -42,6 +42,18 @@ class Login:
 
 
 @dataclass(frozen=True, slots=True)
+class Credentials:
+    """What this balancer shows to etcd, and by what it knows etcd. `wrong`: why there are none; nothing is asked then."""
+
+    login: Login | None = None
+    tls: ssl.SSLContext | None = None
+    wrong: str = ""
+
+
+NO_CREDENTIALS = Credentials()
+
+
+@dataclass(frozen=True, slots=True)
 class Waits:
     call: float = CALL
     silence: float = SILENCE
@@ -56,16 +68,14 @@ class Etcd:
     def __init__(
         self,
         endpoints: Sequence[str],
+        credentials: Credentials = NO_CREDENTIALS,
         *,
-        login: Login | None = None,
-        tls: ssl.SSLContext | None = None,
         waits: Waits = WAITS,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._endpoints = [endpoint.rstrip("/") for endpoint in endpoints]
         self._current = 0
-        self._login = login
-        self._tls: ssl.SSLContext | bool = tls or True
+        self._credentials = credentials
         self._waits = waits
         self._sleep = sleep
         self._token = ""
@@ -75,7 +85,7 @@ class Etcd:
 
     async def __aenter__(self) -> Self:
         self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=self._tls, limit=8),
+            connector=aiohttp.TCPConnector(limit=8),
             timeout=aiohttp.ClientTimeout(total=None, sock_read=self._waits.silence),
             read_bufsize=1 << 18,
         )
@@ -84,6 +94,12 @@ class Etcd:
     async def __aexit__(self, *_: object) -> None:
         if self._http is not None:
             await self._http.close()
+
+    def use(self, credentials: Credentials) -> None:
+        """From the next call on. A watch goes on with those that it began with: etcd has accepted them."""
+        if credentials.login != self._credentials.login:
+            self._token = ""
+        self._credentials = credentials
 
     @property
     def endpoint(self) -> str:
@@ -155,7 +171,7 @@ class Etcd:
 
     async def _authenticate(self, used: str) -> None:
         """Get another token than `used`, which is missing or no longer valid. At most once a second, whoever asks."""
-        if self._login is None:
+        if (login := self._credentials.login) is None:
             raise Denied("etcd has users, and pylb no user name for it: set cluster.etcd.username and password_file")
         async with self._authenticating:
             if self._token != used:  # somebody else has it already
@@ -164,14 +180,14 @@ class Etcd:
             if (wait := self._next_authentication - loop.time()) > 0:
                 await self._sleep(wait)
             self._next_authentication = loop.time() + AUTHENTICATE_EVERY
-            body = {"name": self._login.username, "password": self._login.password}
+            body = {"name": login.username, "password": login.password}
             try:
                 self._token = gateway.read_token(await self._ask("/v3/auth/authenticate", body, ""))
             except AuthIsOff:
                 self._token = ""
 
     async def _ask(self, path: str, body: Mapping[str, Any], token: str) -> bytes:
-        endpoint = self.endpoint
+        endpoint = self._endpoint_to_ask()
         try:
             async with asyncio.timeout(self._waits.call), self._post(endpoint, path, body, token) as response:
                 answer = await _read(response)
@@ -185,7 +201,7 @@ class Etcd:
             raise type(error)(self._at(endpoint, error)) from None
 
     async def _watch(self, body: Mapping[str, Any], token: str, seen: Callable[[int, Sequence[Event]], None]) -> NoReturn:
-        endpoint = self.endpoint
+        endpoint = self._endpoint_to_ask()
         try:
             async with asyncio.timeout(self._waits.call) as opening, self._post(endpoint, "/v3/watch", body, token) as response:
                 if response.status != 200:
@@ -212,12 +228,20 @@ class Etcd:
         elif not watched.created:  # at its creation the revision says nothing about events on their way
             seen(watched.revision, ())
 
+    def _endpoint_to_ask(self) -> str:
+        """Raises Denied: no endpoint is to blame."""
+        if self._credentials.wrong:
+            raise Denied(self._credentials.wrong)
+        return self.endpoint
+
     def _post(self, endpoint: str, path: str, body: Mapping[str, Any], token: str) -> Any:
         if self._http is None:
             raise RuntimeError("Etcd is used outside its context")
         # Without a leader etcd would be silent on a watch, and slow to refuse a call.
         headers = {"Grpc-Metadata-hasleader": "true", **({"Authorization": token} if token else {})}
-        return self._http.post(endpoint + path, json=body, headers=headers, allow_redirects=False)
+        return self._http.post(
+            endpoint + path, json=body, headers=headers, ssl=self._credentials.tls or True, allow_redirects=False
+        )
 
     def _at(self, endpoint: str, error: BaseException) -> str:
         if isinstance(error, aiohttp.SocketTimeoutError):

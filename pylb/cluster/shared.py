@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pylb.cluster.disk import Diary, Remembered
-from pylb.cluster.etcd import Etcd
+from pylb.cluster.etcd import NO_CREDENTIALS, Credentials, Etcd
 from pylb.cluster.gateway import EtcdError
 from pylb.cluster.overview import difference, members
 from pylb.cluster.registrations import (
@@ -62,11 +62,13 @@ class Shared:
     def __init__(
         self,
         settings: ClusterSettings,
-        etcd: Callable[[], Etcd],
+        etcd: Callable[[Credentials], Etcd],
         report: Callable[[str, str, bool], None],  # kind, text, alarm
         clock: Callable[[], float] = time.monotonic,
+        credentials: Credentials = NO_CREDENTIALS,
     ) -> None:
         self._settings = settings
+        self._credentials = credentials
         self._make_etcd = etcd
         self._report = report
         self._clock = clock
@@ -118,7 +120,7 @@ class Shared:
                 session.result()
 
     async def _run_once(self) -> None:
-        async with self._make_etcd() as etcd:
+        async with self._make_etcd(self._credentials) as etcd:
             self._etcd = etcd
             self._sync = Sync(
                 etcd,
@@ -155,10 +157,16 @@ class Shared:
         await self._stop()
         if self._presence.lease:
             with suppress(EtcdError, TimeoutError):  # else it ends by itself
-                async with asyncio.timeout(LEAVE), self._make_etcd() as etcd:
+                async with asyncio.timeout(LEAVE), self._make_etcd(self._credentials) as etcd:
                     await etcd.revoke(self._presence.lease)
             self._presence.lease = 0
         await self._save_now()
+
+    def use(self, credentials: Credentials) -> None:
+        """From the next question to etcd on."""
+        self._credentials = credentials
+        if self._etcd is not None:
+            self._etcd.use(credentials)
 
     # ------------------------------------------------------------- calls
 

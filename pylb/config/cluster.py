@@ -43,7 +43,9 @@ class Etcd(Section):
     certificate: v.FilePath | None = Field(None, description="PEM file: this balancer's certificate for etcd")
     key: v.FilePath | None = Field(None, description="PEM file: its private key")
     username: v.Name | None = Field(None, description="the user, if etcd has users")
-    password_file: v.FilePath | None = Field(None, description="its password, on one line; read at the start")
+    password_file: v.FilePath | None = Field(
+        None, description="its password, on one line; all four files are read again when they change"
+    )
     insecure: v.Flag = Field(False, description="allow `http://` beyond loopback: who sees the network can open any port then")
     timeout: v.LongerThanZero = Field(3.0, description="how long a call waits for one member; a new name waits for its claim")
 

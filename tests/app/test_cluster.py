@@ -127,6 +127,48 @@ def test_etcd_with_users_and_tls(processes: Processes, made: Callable[..., Insta
     one.start()
     one.running.has_said("authentication failed")
     assert "authentication failed" in status(one)["trouble"]
+    password.write_text("the password\n")
+    connected(one)  # without a restart
+
+
+def test_a_renewed_client_certificate_is_used_without_a_restart(
+    processes: Processes, made: Callable[..., Instance], member: Member, tmp_path: Path
+) -> None:
+    """etcd accepts the second one only, so that it shows which of them is in use."""
+    first, second = (self_signed(folder, "localhost") for folder in (tmp_path / "1", tmp_path / "2") if not folder.mkdir())
+    url = f"https://localhost:{free_port()}"
+    options = (
+        "--cert-file",
+        str(second.certificate),
+        "--key-file",
+        str(second.key),
+        "--trusted-ca-file",
+        str(second.certificate),
+    )
+    secure = Member("secure", tmp_path, processes, (*options, "--client-cert-auth"), url)
+    secure.tls = ssl.create_default_context(cafile=str(second.certificate))
+    secure.tls.load_cert_chain(second.certificate, second.key)
+    secure.start()
+    secure.wait()
+    files = {"certificate": str(first.certificate), "key": str(first.key)}
+    one = made("lb-a", 2, secure, ca=str(second.certificate), **files)
+    one.start()
+    one.running.has_said("etcd: ")
+    assert not one.get("/readyz").json["shared"]
+    first.certificate.write_bytes(second.certificate.read_bytes())
+    one.running.has_said(f"{first.key} does not belong to {first.certificate}")
+    first.key.write_bytes(second.key.read_bytes())
+    connected(one)
+    first.key.write_text("")
+    one.running.has_said(f"{first.key} has no private key that can be read")
+    assert one.get("/readyz").json["shared"]
+    one.running.stop()
+    first.key.unlink()
+    one.start()  # with what it knows
+    one.running.has_said("cannot be read: No such file or directory")
+    assert one.get("/readyz").status == 200
+    first.key.write_bytes(second.key.read_bytes())
+    connected(one)
 
 
 def test_a_pylb_without_a_cluster_says_so(pylb: Instance) -> None:

@@ -265,7 +265,7 @@ async def test_a_full_etcd_writes_nothing_and_is_not_left(member: Member, prefix
 
 
 async def test_an_etcd_without_users_takes_calls_with_a_login(member: Member, prefix: str) -> None:
-    async with Etcd([member.url], login=client.Login("pylb", "secret")) as etcd:
+    async with Etcd([member.url], client.Credentials(client.Login("pylb", "secret"))) as etcd:
         assert (await etcd.list(prefix.encode()))[1] == []
 
 

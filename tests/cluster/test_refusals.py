@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pylb.cluster.etcd import AUTHENTICATE_EVERY, Etcd, Login
+from pylb.cluster.etcd import AUTHENTICATE_EVERY, Credentials, Etcd, Login
 from pylb.cluster.gateway import Denied, Txn, Unreachable
 from tests.support.certificate import self_signed
 from tests.support.etcd import Member, b64, one_member
@@ -41,7 +41,7 @@ async def test_a_user_logs_in_and_again_when_etcd_has_forgotten_its_token(guarde
     async def sleep(seconds: float) -> None:
         waited.append(seconds)
 
-    async with Etcd([guarded.url], login=Login("pylb", "secret"), sleep=sleep) as etcd:
+    async with Etcd([guarded.url], Credentials(Login("pylb", "secret")), sleep=sleep) as etcd:
         await etcd.list(b"/mine/")
         assert waited == []
         for number in range(1, 4):
@@ -56,7 +56,7 @@ async def test_a_user_logs_in_and_again_when_etcd_has_forgotten_its_token(guarde
 async def test_a_watch_logs_in_as_well(guarded: Member) -> None:
     """etcd refuses it inside a stream that it has opened with 200."""
     login = Login("pylb", "secret")
-    async with Etcd([guarded.url], login=login) as other, Etcd([guarded.url], login=login) as etcd:
+    async with Etcd([guarded.url], Credentials(login)) as other, Etcd([guarded.url], Credentials(login)) as etcd:
         revision, _ = await other.list(b"/mine/")
         await other.txn(Txn({}, puts={b"/mine/a": b""}))
         with pytest.raises(_SeenError):
@@ -75,11 +75,11 @@ async def test_wrong_credentials_and_missing_rights_are_named(guarded: Member) -
     async with Etcd([guarded.url]) as etcd:
         with pytest.raises(Denied, match=r"set cluster\.etcd\.username"):
             await etcd.list(b"/mine/")
-    async with Etcd([guarded.url], login=Login("pylb", "wrong")) as etcd:
+    async with Etcd([guarded.url], Credentials(Login("pylb", "wrong"))) as etcd:
         with pytest.raises(Denied, match="invalid user ID or password"):
             await etcd.list(b"/mine/")
         assert etcd.endpoint == guarded.url
-    async with Etcd([guarded.url], login=Login("pylb", "secret")) as etcd:
+    async with Etcd([guarded.url], Credentials(Login("pylb", "secret"))) as etcd:
         with pytest.raises(Denied, match="permission denied"):
             await etcd.list(b"/theirs/")
         with pytest.raises(Denied, match="permission denied"):
@@ -117,7 +117,7 @@ async def test_a_client_certificate_with_a_common_name_is_named(tmp_path: Path) 
         member.tls = tls
         member.start()
         member.wait()
-        async with Etcd([url], tls=tls) as etcd:
+        async with Etcd([url], Credentials(tls=tls)) as etcd:
             await etcd.list(b"/")
             member.add_root("root")
             with pytest.raises(Denied, match="use a certificate without one"):

@@ -44,7 +44,7 @@ class SharingControl(Control):
         self.name = name
         self.said: list[tuple[str, str, bool]] = []
         settings = ClusterSettings(name, prefix, state_dir, waits.call)
-        self.shared = Shared(settings, lambda: Etcd(urls, waits=waits), self._say)
+        self.shared = Shared(settings, lambda credentials: Etcd(urls, credentials, waits=waits), self._say)
         super().__init__(
             state_dir, Rules(frontends, Policy(bind=bind)), *(tokens or (shared_token(),)), sharing=self.shared, ask=_answers
         )
