@@ -13,6 +13,7 @@ from pylb.core.errors import Code
 from pylb.web import openapi
 from pylb.web.answers import STATUS
 from tests.contract.instance import Pylb, call, secret
+from tests.support.ports import ports_in_a_row
 from tests.support.processes import Processes
 
 # What is right in form may still be refused: by the token's scope, by whoever has the port, by the bounds of leases, as the
@@ -22,10 +23,16 @@ REJECTED = [400, 401, 403, 404, 405, 413, 422]  # what is too large is refused f
 
 
 @pytest.fixture
-def live(processes: Processes, tmp_path: Path) -> Pylb:
+def ports() -> range:
+    first = ports_in_a_row(50)
+    return range(first, first + 50)
+
+
+@pytest.fixture
+def live(processes: Processes, tmp_path: Path, ports: range) -> Pylb:
     """With a token that may open 50 ports of loopback, under any name, and no limits of calls."""
     many = 1_000_000
-    token = {"name": "fuzz", "secret": secret("fuzz"), "ports": ["20000-20049"], "names": ["*"]}
+    token = {"name": "fuzz", "secret": secret("fuzz"), "ports": [f"{ports[0]}-{ports[-1]}"], "names": ["*"]}
     scope = {"targets": ["127.0.0.0/8"], "target_ports": ["1-65535"]}
     pylb = Pylb(processes, tmp_path)
     limits = {"burst": many, "rate": many, "lockout": many}
@@ -47,14 +54,14 @@ def test_every_code_has_a_status_a_meaning_and_a_remedy() -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("narrowed", [False, True], ids=["as it is", "with ports of the token"])
 def test_a_live_pylb_does_what_the_document_says(
-    live: Pylb, tmp_path: Path, narrowed: bool, request: pytest.FixtureRequest
+    live: Pylb, ports: range, tmp_path: Path, narrowed: bool, request: pytest.FixtureRequest
 ) -> None:
     document = call(live.webhook, "GET", "/openapi.json").json
     if narrowed:  # so that registrations succeed: at random hardly a port is one of the token's
         properties = document["components"]["schemas"]["FrontendBody"]["properties"]
         for name in ("port", "target_port"):  # two ranges at random are never of one length
             properties[name]["anyOf"] = properties[name]["anyOf"][:1]
-        properties["port"]["anyOf"][0] |= {"minimum": 20000, "maximum": 20049}
+        properties["port"]["anyOf"][0] |= {"minimum": ports[0], "maximum": ports[-1]}
     schema, settings = tmp_path / "openapi.json", tmp_path / "schemathesis.toml"
     schema.write_text(json.dumps(document))
     settings.write_text(
