@@ -1,13 +1,10 @@
 """The engine driven by hand: real loopback sockets, a clock that only moves when told, and no sleeps.
 
-`Drive.run_until` turns everything in one loop: the engine's batch, then each peer writes and reads what it can. A `Peer` is one
-end of a TCP connection outside the engine, a client or a server; it remembers what it got and how its connection ended.
+`Drive.run_until` turns everything in one loop: the engine's batch, then each peer writes and reads what it can.
 """
 
-import errno
 import select
 import socket
-import struct
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -23,14 +20,13 @@ from pylb.forward.own_dials import OwnDials
 from pylb.forward.session import ServerState
 from pylb.forward.sockets import transmission, unacknowledged
 from tests.support.ports import free_port
+from tests.support.tcp_peer import Peer
 
 # Until something that should happen has failed: seconds of waiting, and as many of this process's own CPU. Not of the
 # wall: where others have the processors, it is only later.
 LIMIT = 8.0
 PATIENCE = 0.005  # seconds in select; others' packets come from the kernel, which signals no predicate
 _IP_BIND_ADDRESS_NO_PORT = 24
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-_CHUNK = 256 * 1024
 
 
 class Clock:
@@ -57,92 +53,6 @@ class Witness:
 
     def connect_ended(self, listen: Listen, server: Server, failure: str | None) -> None:  # noqa: ARG002 - the protocol's names
         self.connects.append((server.name, failure))
-
-
-class Peer:
-    """One end of a connection outside the engine. It reads while `reading` is set, and writes what `say` was given."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        sock.setblocking(False)
-        self.reading = True
-        self.got = bytearray()
-        self.eof = False  # the other end's FIN
-        self.error = ""  # errno name of what ended it otherwise
-        self._outbox: list[memoryview] = []
-        self._finishing = False
-
-    def say(self, data: bytes) -> None:
-        if data:
-            self._outbox.append(memoryview(data))
-
-    def finish(self) -> None:
-        """Send FIN after the last byte."""
-        self._finishing = True
-
-    def reset(self) -> None:
-        """Send RST now. Unsent data is lost."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self.close()
-
-    def close(self) -> None:
-        self._outbox.clear()
-        self.sock.close()
-
-    def give_up(self) -> None:
-        """Drop unsent data."""
-        self._outbox.clear()
-
-    @property
-    def closed(self) -> bool:
-        return self.sock.fileno() < 0
-
-    @property
-    def unsaid(self) -> int:
-        """The bytes that its own kernel has not taken yet."""
-        return sum(len(piece) for piece in self._outbox)
-
-    @property
-    def local(self) -> Address:
-        name = self.sock.getsockname()
-        return Address(name[0], name[1])
-
-    def step(self) -> bool:
-        """Do what is possible without waiting. True if anything was done."""
-        if self.closed or self.error:
-            return False
-        try:
-            return self._write() | (self.reading and not self.eof and self.read(_CHUNK) > 0)
-        except OSError as error:
-            self.error = errno.errorcode[error.errno or 0]
-            return True
-
-    def read(self, most: int) -> int:
-        """Read at most `most` bytes now, also while not `reading`."""
-        try:
-            data = self.sock.recv(most)
-        except BlockingIOError:
-            return 0
-        self.got += data
-        self.eof = not data
-        return len(data) or 1
-
-    def _write(self) -> bool:
-        moved = False
-        while self._outbox:
-            try:
-                sent = self.sock.send(self._outbox[0])
-            except BlockingIOError:
-                return moved
-            moved = True
-            self._outbox[0] = self._outbox[0][sent:]
-            if not self._outbox[0]:
-                del self._outbox[0]
-        if self._finishing:
-            self._finishing = False
-            self.sock.shutdown(socket.SHUT_WR)
-            moved = True
-        return moved
 
 
 class Drive:
