@@ -1,8 +1,11 @@
-"""Servers and clients inside a network namespace: `python side.py`, one command a line on stdin, one answer on stdout.
+"""Servers and clients inside a network namespace: `python -m tests.haproxy.side`.
+
+One command a line on stdin, one answer on stdout.
 
 `{"serve": {"10.1.0.1:80": "app"}}` says what listens there from now on; "closed" is nothing. `{"several": [{"ask": [PLACE, …],
 "clients": 34, "proxy": false}, …]}` sends that many clients of each of three addresses to each place; the answer is for each
-`{place: {source: {who answered: how many}}}`.
+`{place: {source: {who answered: how many}}}`. At `203.0.113.1:443/git.example.net` clients begin with a TLS hello that asks for
+that name.
 """
 
 import asyncio
@@ -11,6 +14,8 @@ import socket
 import sys
 from collections import Counter
 from typing import Any
+
+from tests.support.hellos import asking_for
 
 SOURCES = ("198.51.100.1", "198.51.100.2", "198.51.100.3")
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
@@ -91,14 +96,15 @@ class Servers:
 
 
 async def ask(place: str, source: str, *, proxy: bool) -> str:
-    host, port = split(place)
+    listener, _, name = place.partition("/")
+    host, port = split(listener)
     local = None if ":" in host else (source, 0)
     try:
         async with asyncio.timeout(PATIENCE):
             reader, writer = await asyncio.open_connection(host, port, local_addr=local)
             try:
                 header = f"PROXY TCP4 {source} {host} 1000 {port}\r\n" if proxy else ""
-                writer.write(f"{header}who\n".encode())
+                writer.write(header.encode() + (asking_for(name) if name else b"") + b"who\n")
                 async for line in reader:
                     if line.startswith(b"I am "):
                         return line[5:].strip().decode()

@@ -9,7 +9,6 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -21,10 +20,11 @@ import pytest
 import yaml
 
 from pylb.config import parse
+from pylb.core.server_names import find_route
 from pylb.haproxy.translate import translate
 from tests.support.netns import Namespace, loopback_only, remove_leftovers
 from tests.support.peers import need, need_netns
-from tests.support.processes import Process, Processes, python
+from tests.support.processes import ROOT, Process, Processes, python
 
 HERE = Path(__file__).parent
 CLIENTS = 34  # of each of the three addresses
@@ -68,8 +68,8 @@ class Side:
     """side.py in a namespace."""
 
     def __init__(self, namespace: Namespace) -> None:
-        argv = namespace.command(sys.executable, str(HERE / "side.py"))
-        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        argv = namespace.command(*python("tests.haproxy.side"))
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
 
     def send(self, **command: Any) -> None:
         assert self._process.stdin is not None
@@ -179,20 +179,31 @@ class Phases:
         return now[0] == now[1] and set().union(*now[0].values()) != {"refused"}
 
 
+def balanced_at(config: str, place: str) -> dict[str, Any] | None:
+    """The imported frontend at a place, or the route there if clients ask for a name: whose servers and balance count."""
+    listener, _, name = place.partition("/")
+    for policy in policies(NAMED[config]):
+        if policy["listen"].rpartition(":")[2] == listener.rpartition(":")[2]:
+            routes = {one: route for route in policy.get("routes", ()) for one in route["server_names"]}
+            return policy | (find_route(routes, name.lower()) or {})
+    return None
+
+
 def _by_weight(config: str, answers: Answers) -> bool:
     """Has each server of a round robin its share of the clients, give or take one client for each server?
 
     Not so when HAProxy had one of them down for a moment, or has taken it back in the middle of a round.
     """
-    for policy in policies(NAMED[config]):
-        port = policy["listen"].rpartition(":")[2]
+    for place, clients_of in answers.items():
+        policy = balanced_at(config, place)
+        if policy is None or policy["balance"] != "roundrobin":
+            continue
         weights = {server["address"]: server.get("weight", 1) for server in policy["servers"]}
-        for place in (place for place in answers if place.rpartition(":")[2] == port and policy["balance"] == "roundrobin"):
-            found = ((who.split()[0], count) for who, count in _sum(answers[place]).items())
-            counts = {who: count for who, count in found if who in weights}  # some are refused
-            clients, weight = sum(counts.values()), sum(weights[who] for who in counts)
-            if any(abs(count * weight - clients * weights[who]) > len(counts) * weight for who, count in counts.items()):
-                return False
+        found = ((who.split()[0], count) for who, count in _sum(clients_of).items())
+        counts = {who: count for who, count in found if who in weights}  # some are refused
+        clients, weight = sum(counts.values()), sum(weights[who] for who in counts)
+        if any(abs(count * weight - clients * weights[who]) > len(counts) * weight for who, count in counts.items()):
+            return False
     return True
 
 
@@ -236,14 +247,14 @@ def phases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Phases]:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
 def test_the_imported_pylb_serves_who_haproxy_serves(phases: Phases, config: Config) -> None:
-    balances = {one["listen"].rpartition(":")[2]: one["balance"] for one in policies(config)}
+    balances = {place: (balanced_at(config.name, place) or {}).get("balance") for place in config.said["places"]}
     for phase, found in phases.found.items():
         haproxy, pylb = found[config.name]
         for place in config.said["places"]:
-            even = balances.get(place.rpartition(":")[2]) == "roundrobin"
+            even = balances[place] == "roundrobin"
             for client, theirs in haproxy[place].items():
                 where = f"{phase}: {client} at {place}: HAProxy {theirs}, pylb {pylb[place][client]}"
-                if even or balances.get(place.rpartition(":")[2]) != "source":
+                if balances[place] != "source":
                     assert theirs.keys() == pylb[place][client].keys(), f"{where}\n{phases.failed(config)}"
                 else:  # another hash: each client has one server, as there
                     assert len(theirs) == len(pylb[place][client]) == 1, where
