@@ -20,7 +20,7 @@ from pylb.core.auth import Caller, Token
 from pylb.core.claims import Claims
 from pylb.core.errors import Code, Refused
 from pylb.core.merge.local import Answer, Conflict, Memory, Own
-from pylb.core.merge.values import Slot, Wanted
+from pylb.core.merge.values import BESIDE_NAMES, Slot, Wanted
 from pylb.core.registration import Key, Registration
 from pylb.core.scope import check_dials
 from pylb.core.static_rules import StaticRules
@@ -52,7 +52,7 @@ def _slots(one: Registration, static_rules: StaticRules) -> Iterator[Slot]:
             if joins:
                 yield Slot(JOINS + item.protocol, port, sha256(owner.encode()).hexdigest())
             else:
-                yield Slot(item.protocol, port, item.server_name)
+                yield Slot(item.protocol, port, item.server_name or (BESIDE_NAMES if item.allows_names else ""))
 
 
 def _word(need: str) -> str:
@@ -112,8 +112,27 @@ def refusal(answer: Answer | Conflict, trouble: str = "") -> Refused:
         return Refused(Code.PORT_OWNED, detail, "use another port, or take it out of that config")
     token, name, legacy = answer.owner
     owner = f"the legacy registrations of token {token!r}" if legacy else f"registration {name!r} of token {token!r}"
-    hint = f"use another port, ask its owner, `pylb release {port}`, or give the token `takeover: true`"
-    return Refused(Code.PORT_OWNED, f"port {port} is owned by {owner}, as the balancers of this cluster know", hint)
+    detail, hint = _owned(answer.slot, answer.held or answer.slot, port, owner)
+    return Refused(Code.PORT_OWNED, f"{detail}, as the balancers of this cluster know", hint)
+
+
+def _owned(wanted: Slot, held: Slot, port: str, owner: str) -> tuple[str, str]:
+    """What is in the way, and what to do about it: in the words that one balancer has for it (core/conflicts.py)."""
+    what, other, only = f"port {port}", "another port", ""
+    if held.server_name == BESIDE_NAMES:
+        what, only = f"the default route of port {port}", " --default"
+    elif held.server_name and not wanted.server_name:
+        detail = f"port {port} has routes, as {held.server_name} of {owner}: its default route has to wait"
+        return detail, 'say `"names": "allowed"` if your clients are the ones to speak first, as in TLS'
+    elif held.server_name:
+        what, other, only = f"the name {held.server_name} on port {port}", "another name", f" --name {held.server_name}"
+    elif wanted.server_name not in ("", BESIDE_NAMES):
+        detail = f"port {port} is owned by {owner}, which allows no names beside it: its server may speak first"
+        return detail, 'use another port, or let its owner say `"names": "allowed"`'
+    return (
+        f"{what} is owned by {owner}",
+        f"use {other}, ask its owner, `pylb release {port}{only}`, or give the token `takeover: true`",
+    )
 
 
 def with_own(memory: Memory, desired: DesiredState, wanted_of: Callable[[Registration], Wanted]) -> Memory:

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pylb.cluster.keys import key_name, read_key
-from pylb.cluster.registrations import KNOWN, as_registration, as_wanted, changed_keys, check_scope, is_shared, reserved_slots
+from pylb.cluster.registrations import (
+    KNOWN,
+    as_registration,
+    as_wanted,
+    changed_keys,
+    check_scope,
+    is_shared,
+    refusal,
+    reserved_slots,
+)
 from pylb.control.desired_state import DesiredState
 from pylb.control.storage.needs import KNOWN_NEEDS
 from pylb.core.address import Listen, parse_network, parse_ports
@@ -18,6 +27,7 @@ from pylb.core.auth import Keyring
 from pylb.core.checks import parse_health
 from pylb.core.claims import Claims
 from pylb.core.errors import Code, Refused
+from pylb.core.merge.local import Conflict
 from pylb.core.merge.values import EntryKey, Slot, Wanted
 from pylb.core.policy import JoinRule, Policy, ProxyProtocol, Rules, StaticFrontend
 from pylb.core.registration import SET, FrontendRequest, Key, Registration, State, legacy_key
@@ -134,6 +144,45 @@ def test_any_frontend_is_an_entry_or_refused(changes: dict[str, Any]) -> None:
     (first, *_) = json.loads(as_wanted(ONE, FREE).details)["frontends"]
     with suppress(Refused):
         as_registration(WEB, details(frontends=[{**first, **changes}]))
+
+
+# ---------------------------------------------------------------- what is in the way
+
+
+def test_a_default_route_beside_names_is_no_claim_of_the_whole_port() -> None:
+    """Two owners may share a port as on one balancer; a server that may speak first has it alone."""
+    routes = [
+        as_wanted(replace(ONE, wanted=(item,)), FREE).slots[0]
+        for item in (
+            FrontendRequest(443, 1, allows_names=True),
+            FrontendRequest(443, 1, server_name="git.example.net"),
+            FrontendRequest(443, 1, server_name="*.example.net"),
+        )
+    ]
+    assert not any(one.excludes(other) for one in routes for other in routes if one is not other)
+    (alone,) = as_wanted(replace(ONE, wanted=(FrontendRequest(443, 1),)), FREE).slots
+    assert all(alone.excludes(one) and one.excludes(one) for one in routes)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "held", "said"),
+    [
+        ("", "", "port 443 is owned by registration 'web' of token 't', as the balancers"),
+        ("", "*", "the default route of port 443 is owned by"),
+        ("*", "*", "the default route of port 443 is owned by"),
+        ("*", "", "port 443 is owned by"),
+        (
+            "",
+            "git.example.net",
+            "port 443 has routes, as git.example.net of registration 'web' of token 't': its default route",
+        ),
+        ("git.example.net", "git.example.net", "the name git.example.net on port 443 is owned by"),
+        ("git.example.net", "", "which allows no names beside it: its server may speak first"),
+    ],
+)
+def test_a_refusal_says_what_of_the_port_is_owned(wanted: str, held: str, said: str) -> None:
+    conflict = Conflict(Slot("tcp", 443, wanted), ("t", "web", False), held=Slot("tcp", 443, held))
+    assert said in refusal(conflict).detail
 
 
 # ---------------------------------------------------------------- this balancer's own scope

@@ -7,6 +7,7 @@ from typing import Self
 import pytest
 
 from pylb.core.address import Listen
+from pylb.core.auth import Token
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import JoinRule, StaticFrontend
 from pylb.core.registration import Key, State
@@ -22,12 +23,12 @@ WEB = Key("t", "web", "pod-1")
 class Pair:
     """Balancers a and b. `made`: another one, or the same one again."""
 
-    def __init__(self, member: Member, prefix: str, folder: Path) -> None:
-        self.member, self.prefix, self.folder = member, prefix, folder
+    def __init__(self, member: Member, prefix: str, folder: Path, *tokens: Token) -> None:
+        self.member, self.prefix, self.folder, self.tokens = member, prefix, folder, tokens
         self.a, self.b = self.made("a", NODE_A), self.made("b", NODE_B)
 
     def made(self, name: str, bind: str, **more: object) -> SharingControl:
-        tokens = more.pop("tokens", ())
+        tokens = more.pop("tokens", self.tokens)
         return SharingControl(name, [self.member.url], self.prefix, self.folder / name, bind, *tokens, **more)
 
     async def __aenter__(self) -> Self:
@@ -130,6 +131,25 @@ async def test_beats_are_not_written(pair: Pair) -> None:
     for _ in range(20):
         assert (await pair.a.put({port: target}, NODE)).result == "unchanged"
     assert pair.a.shared._replica._writing.begun - before <= 1  # a heartbeat
+
+
+async def test_a_port_is_shared_by_server_names_across_balancers_as_on_one(member: Member, prefix: str, tmp_path: Path) -> None:
+    (port,), names = free_ports(1), shared_token(server_names=("*",))
+    pair = Pair(member, prefix, tmp_path, names)
+    async with pair:
+        a, b = pair.a, pair.b
+        await a.route(port, "web", allows_names=True)
+        await b.route(port, "git", server_name="git.example.net")
+        assert "owned by registration 'web'" in (await refusal(b.route(port, "other", allows_names=True))).detail
+        assert "owned by registration 'git'" in (await refusal(a.route(port, "other", server_name="git.example.net"))).detail
+        await a.route(port, "mail", server_name="mail.example.net")
+        for one in (a, b):
+            await until(lambda one=one: len(one.registry.table.frontends) == 3)
+            assert not one.shared.differences()
+        assert "its default route has to wait" in (await refusal(a.route(port, "web"))).detail  # a server that speaks first
+        (other,) = free_ports(1)
+        await a.route(other, "ssh")
+        assert "allows no names beside it" in (await refusal(b.route(other, "git", server_name="git.example.net"))).detail
 
 
 # ---------------------------------------------------------------- the address moves

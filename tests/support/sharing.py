@@ -8,10 +8,12 @@ from typing import Self
 
 from pylb.cluster.etcd import Etcd, Waits
 from pylb.cluster.shared import ClusterSettings, Shared
+from pylb.control.views import Outcome
 from pylb.core.address import parse_network
 from pylb.core.auth import Token
 from pylb.core.health import YES
 from pylb.core.policy import Policy, Rules, StaticFrontend
+from pylb.core.registration import Announcement, FrontendRequest
 from tests.control.harness import Control, token
 from tests.support.balancers import until
 
@@ -76,6 +78,11 @@ class SharingControl(Control):
             return not self.shared.view().trouble and not self._task.done()
 
         await until(is_so, f"{self.name} is connected: {self.said}")
+
+    async def route(self, port: int, name: str, *, server_name: str = "", allows_names: bool = False) -> Outcome:
+        """Registration `name` of a route by that server name; without one, of the default route."""
+        item = FrontendRequest(port, 30443, server_name=server_name, allows_names=allows_names)
+        return await self.registry.calls.announce(name, "pod-1", Announcement((item,), None, 60.0), self.caller(NODE, ""))
 
     def table(self) -> Mapping[int, str]:
         """By port: the server, its state, and who hears it."""

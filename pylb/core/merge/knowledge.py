@@ -171,7 +171,7 @@ class Knowledge:
         for slot in slots:
             for other, owner in self.mirror.block(block_of(slot)).items():
                 if owner != mine and slot.excludes(other) and self.has_holder(other, owner):
-                    return Conflict(slot, owner)
+                    return Conflict(slot, owner, held=other)
         return None
 
     def obstacle(self, key: Key, slots: Iterable[Slot]) -> Conflict | None:
@@ -182,7 +182,7 @@ class Knowledge:
             for other in [one for one in self._keys_of.get((slot.protocol, slot.port), ()) if slot.excludes(one)]:
                 for holder in self.holders(other):
                     if owner_of(holder) != mine and self.claimant(slot) != mine:
-                        return Conflict(slot, owner_of(holder))
+                        return Conflict(slot, owner_of(holder), held=other)
             for name, member in self.mirror.members():
                 if self._reserves(name, member, slot):
                     return Conflict(slot, None, name)

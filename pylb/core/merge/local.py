@@ -20,11 +20,12 @@ class Answer(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """`owner` None: a static or reserved port of that balancer."""
+    """`owner` None: a static or reserved port of that balancer. `held`: what of the port the owner has, if not the same."""
 
     slot: Slot
     owner: Owner | None
     balancer: str = ""
+    held: Slot | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,15 @@ from pylb.core.registration import Key, State
 Counts = Mapping[str, int]  # for each balancer: a write count
 
 
+BESIDE_NAMES = "*"  # in place of a server name, none of which is this one
+
+
 class Slot(NamedTuple):
-    """What an owner claims: a port as a whole, or one TLS server name on it."""
+    """What an owner claims: a port as a whole, one TLS server name on it, or its default route beside such names."""
 
     protocol: str
     port: int
-    server_name: str = ""  # "": the port as a whole
+    server_name: str = ""  # "": the port as a whole; BESIDE_NAMES: the default route, where its owner allows names of others
 
     def excludes(self, other: "Slot") -> bool:
         """Whether the two cannot have different owners."""
