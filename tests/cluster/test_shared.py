@@ -217,8 +217,13 @@ async def test_releases_of_most_ports_are_held_back_until_somebody_says_that_the
         await pair.a.delete(name=f"web{port}")
     await until(lambda: pair.b.shared.view().held)
     await until(lambda: any(kind == "held" and alarm for kind, _, alarm in pair.b.said))
-    held = [port for port in ports if port in pair.b.sink.ports]
-    assert pair.b.shared.accept() == sorted(f"t/web{port}/pod-1" for port in held)
+    names = {port: f"t/web{port}/pod-1" for port in ports}
+
+    def others_are_closed() -> bool:
+        return {names[port] for port in ports if port in pair.b.sink.ports} == set(pair.b.shared.view().held)
+
+    await until(others_are_closed)
+    assert pair.b.shared.accept()
     for port in ports:
         await pair.b.serves(port, "")
 
