@@ -111,7 +111,7 @@ async def explain(
 
 
 def routes_for(listens: Sequence[Listen], asked: str) -> list[Listen]:
-    """Of each address on a port: the route that a client which asks for this server name gets."""
+    """The route that a client which asks for this server name gets, for each address on a port."""
     routes: dict[Listen, dict[str, Listen]] = {}
     for listen in listens:
         routes.setdefault(listen.default, {})[listen.server_name] = listen

@@ -211,7 +211,7 @@ def _changes(registry: Registry, service: AppOperations) -> dict[str, Verb]:
 
 
 async def _planned_call(registry: Registry, service: AppOperations, request: Mapping[str, Any]) -> list[ChangeLine]:
-    """As if the phone-home of `name`/`instance` had called from `address`. Raises Refused."""
+    """What a call from `address` by the phone-home of `name`/`instance` would change. Raises Refused."""
     token = service.token(_text(request, "token"))
     if token is None:
         raise Refused(Code.NOT_FOUND, f"there is no token called {request['token']!r}", "`pylb token list`")

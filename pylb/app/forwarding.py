@@ -36,7 +36,7 @@ class Forwarding(Sink, SessionControl, Protocol):
 
     @property
     def lines_dropped(self) -> int:
-        """Of the session log, by workers."""
+        """How many lines of the session log workers dropped."""
 
     @property
     def restarts(self) -> int:

@@ -1,4 +1,4 @@
-"""What the control socket and the signals may ask of a running pylb (api.verbs.Service), and when it may be asked."""
+"""What the control socket and the signals may ask of a running pylb (api.verbs.AppOperations), and when it may be asked."""
 
 import asyncio
 import logging

@@ -196,8 +196,8 @@ def first_steps(config: Config, *, generated: bool) -> dict[str, str] | None:
 
 
 def scalar(text: str) -> str:
-    """As YAML has a text that nobody may take for anything else. `yes`, `1234`, `0x10`, `null` and `1e3` are no texts without
-    quotes, and each reader (YAML 1.1, 1.2, kubectl's) has a list of its own. JSON's strings are YAML's in double quotes."""
+    """The text as a YAML scalar that no reader takes for anything else. Without quotes `yes`, `1234`, `0x10`, `null` and `1e3`
+    are not texts, and each reader (YAML 1.1, 1.2, kubectl's) has a list of its own. JSON's strings are YAML's in quotes."""
     return json.dumps(text)
 
 

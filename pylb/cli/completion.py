@@ -54,7 +54,7 @@ def _config(context: click.Context) -> Path | None:
 
 
 class _Bash(BashComplete):
-    """Also for words with a colon, which bash cuts in pieces: it gets back what is behind the last one."""
+    """Completes words with a colon, too. bash cuts them in pieces, so it gets back what is behind the last colon."""
 
     source_template = """\
 %(complete_func)s() {

@@ -113,7 +113,7 @@ def _ephemeral(config: Config) -> Iterator[Finding]:
 
 
 def _in_ranges(ports: Sequence[int]) -> str:
-    """As the kernel takes them: `8443,20000-20099`. `ports` are sorted."""
+    """The ports in the kernel's notation: `8443,20000-20099`. `ports` are sorted."""
     runs: list[list[int]] = []
     for port in ports:
         if runs and port == runs[-1][-1] + 1:

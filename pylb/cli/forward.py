@@ -146,7 +146,7 @@ def closed(found: Iterable[Forward]) -> Iterator[str]:
 
 
 def silent(found: Iterable[Forward]) -> Iterator[str]:
-    """What to say about servers that accept no connection now."""
+    """A warning for each server that does not accept connections now."""
     if HAND_OVER in os.environ:  # nobody reads it, and the pylb before waits for this one
         return
     for server in dict.fromkeys(server for one in found for server in one.servers):

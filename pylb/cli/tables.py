@@ -93,7 +93,7 @@ def clock(unix: float, *, day: bool = True) -> str:
 
 
 def size(number: float) -> str:
-    """Of so many bytes: "1.5 MB"."""
+    """A number of bytes, as in "1.5 MB"."""
     from rich.filesize import decimal  # noqa: PLC0415
 
     return decimal(round(number))

@@ -321,7 +321,7 @@ def _uses(directory: Path) -> dict[str, dict[str, float]]:
 
 
 def _used(secrets_: Sequence[str], uses: dict[str, float]) -> list[float | None]:
-    """Of each secret the unix time of its last call; None: none since pylb started, or pylb is not running."""
+    """The unix time of each secret's last call; None: none since pylb started, or pylb is not running."""
     from pylb.core.auth import fingerprint  # noqa: PLC0415
 
     return [uses.get(fingerprint(secret)) for secret in secrets_]

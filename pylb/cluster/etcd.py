@@ -143,7 +143,7 @@ class Etcd:
             raise gateway.LeaseGone("etcd no longer has this balancer's lease")
 
     async def revoke(self, lease: int) -> None:
-        """What is bound to it goes at once. Raises LeaseGone."""
+        """End the lease; its keys are deleted at once. Raises LeaseGone."""
         await self._call("/v3/lease/revoke", {"ID": str(lease)})
 
     async def watch(self, prefix: bytes, after: int, seen: Callable[[int, Sequence[Event]], None]) -> NoReturn:

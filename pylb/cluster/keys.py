@@ -277,7 +277,7 @@ def read_count(value: Any) -> int:
 
 
 def _number(text: str, most: int) -> int:
-    """As it is written in a key: one number has one text."""
+    """The number that a key names. Each number has one text; any other raises ValueError."""
     found = whole_number(text, most)
     if found is None or str(found) != text:
         raise ValueError(f"{text[:40]!r} is not a number up to {most}")

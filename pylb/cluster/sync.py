@@ -338,6 +338,6 @@ class Sync:
 
 
 def _first(errors: BaseExceptionGroup[EtcdError]) -> EtcdError:
-    """What ended the session: all that follows from it is the end of the other tasks."""
+    """The error that ended the session. The other tasks end because of it, so their errors are ignored."""
     one = errors.exceptions[0]
     return _first(one) if isinstance(one, BaseExceptionGroup) else one

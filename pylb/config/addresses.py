@@ -47,7 +47,7 @@ def parse_server_at(value: object) -> core.Address | core.HostPort:
 
 
 def parse_servers_at(value: object) -> core.Address | core.HostPort:
-    """The same, or a range: `192.0.2.7:30000-30099`."""
+    """A server's address, or a range of its ports: `192.0.2.7:30000-30099`."""
     hint = 'IP:PORT or HOST:PORT, as in "192.0.2.7:30443"'
     text = plain_text(value, "an address")
     host, colon, port = text.rpartition(":")

@@ -89,7 +89,7 @@ def _texts(value: Plain) -> Iterator[str]:
 
 
 def _with_pieces(texts: Iterable[str]) -> Iterator[str]:
-    """Also in the forms in which the parsers of ranges and addresses quote them."""
+    """The texts, and the pieces of them that the parsers of ranges and addresses quote."""
     for text in texts:
         yield text
         pieces = (piece.strip() for sign in "-:" for piece in (*text.partition(sign), *text.rpartition(sign)))

@@ -65,5 +65,5 @@ class ConfigSource:
         return parse(read_text(self.path), str(self.path), self._environ).state_dir
 
     def state_dir(self) -> Path:
-        """Of a file that may not even be YAML: its state_dir line, else the default."""
+        """The state directory that the file names, even where the file is not valid YAML; else the default."""
         return likely_state_dir(self.path, self._environ)

@@ -65,7 +65,7 @@ def parse_duration(value: object) -> float:
 
 
 def duration_text(seconds: float) -> str:
-    """As people write it, and as `parse_duration` reads it. Whole milliseconds only; "never" for NEVER."""
+    """A duration as people write it and `parse_duration` reads it. Whole milliseconds only; "never" for NEVER."""
     if seconds == NEVER:
         return "never"
     if seconds >= 2 * _UNITS["d"] and seconds % _UNITS["d"] == 0:

@@ -120,5 +120,5 @@ def whose(keys: Iterable[Key]) -> dict[str, str]:
 
 
 def key_title(key: Key) -> str:
-    """Also for one that is gone; see views.title."""
+    """The title of a registration, which may be gone; see views.title."""
     return f"{key.token}/{key.name or key.legacy_port}" + (f"/{key.instance}" if key.instance else "")

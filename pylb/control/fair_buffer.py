@@ -52,7 +52,7 @@ class FairBuffer(Generic[T]):
             heapify(self._heaviest)
 
     def _heaviest_share(self) -> tuple[str, _Share]:
-        """Of equals the one with the oldest item. Not one that has only the newest item: there is another."""
+        """The heaviest share, of equals the one with the oldest item. Never one with only the newest item: another exists."""
         spared = None
         while True:
             entry = heappop(self._heaviest)

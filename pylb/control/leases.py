@@ -182,7 +182,7 @@ class Leases:
         return lease
 
     async def webhook_is_up(self, claims: Claims) -> None:
-        """Phone-homes can call: each lease that has not ended gets at least a whole TTL from now, and then leases run."""
+        """From now on phone-homes can call. Leases run again, and none ends before its phone-home had a whole TTL to call."""
         await self._grant_all(claims)
         self.listening = True
 

@@ -56,7 +56,7 @@ def check_native(token: Token, name: str, frontends: Iterable[FrontendRequest], 
 
 
 def check_legacy(token: Token, port: int, name: str, static_rules: StaticRules) -> None:
-    """The same of a legacy registration. Raises Refused.
+    """May the token have this legacy registration? Raises Refused.
 
     Its name is only a description, unless it opens a static frontend: then the token decides, as for a native call.
     """

@@ -161,7 +161,7 @@ class Publisher:
 
 
 async def _lines(old: Table, new: Table) -> list[ChangeLine]:
-    """The same as `lines`, in steps."""
+    """Like table_diff.lines, in steps."""
     found: list[ChangeLine] = []
     async for group in in_turns(changes(old, new), FRONTENDS):
         found += group

@@ -328,7 +328,7 @@ class Registry:
         return None if self.sharing is None else self.sharing.view()
 
     def cluster_trouble(self) -> str | None:
-        """The same in a word, at once however large the table is. None: this pylb has its table for itself."""
+        """The cluster's trouble in a word, at once however large the table is. None: this pylb has its table for itself."""
         return None if self.sharing is None else self.sharing.trouble()
 
     def note(self, kind: str, text: str, *, alarm: bool = False) -> None:

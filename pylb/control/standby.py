@@ -23,7 +23,7 @@ class Standby:
         return 0.0 if self._until is None else max(0.0, self._until - self._clock())
 
     def begin(self, seconds: float) -> None:
-        """Also anew, with another end."""
+        """Begin standby, or move its end if it has begun."""
         self._until = self._clock() + seconds
         text = (
             f"on standby for {span(round(seconds))}: /activez answers 503, so that another balancer gets the floating address"

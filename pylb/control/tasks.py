@@ -87,7 +87,7 @@ class Tasks:
 
     @contextmanager
     def surviving(self, part: Part) -> Iterator[None]:
-        """Whatever the block raises ends here."""
+        """Log and swallow whatever the block raises."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - the task boundary

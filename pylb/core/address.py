@@ -118,7 +118,7 @@ class Listen(NamedTuple):
 
     @property
     def route_text(self) -> str:
-        """The same, and of a route the name: `443 git.example.net`."""
+        """`port_text`, and for a route the server name: `443 git.example.net`."""
         return f"{self.port_text} {self.server_name}" if self.server_name else self.port_text
 
     def __str__(self) -> str:
@@ -227,7 +227,7 @@ def parse_address(text: str) -> Address:
 
 
 def parse_addresses(text: str) -> Address:
-    """The same, or with a range: `"203.0.113.7:30000-30099"`. Raises ValueError."""
+    """An address, or a range of its ports: `"203.0.113.7:30000-30099"`. Raises ValueError."""
     host, ports = _split(text)
     first, last = parse_port_range(ports)
     return Address(parse_ip(host), first, TCP, last)
@@ -266,7 +266,7 @@ def parse_listen(text: str, protocol: str = TCP) -> Listen:
 
 
 def parse_listens(text: str) -> Listen:
-    """The same, or with a range: `"*:20000-20099"`. Raises ValueError."""
+    """A listen, or a range: `"*:20000-20099"`. Raises ValueError."""
     host, ports = _split(text)
     first, last = parse_port_range(ports)
     return Listen(TCP, ANY if host == ANY else parse_ip(host), first, last)

@@ -120,7 +120,7 @@ def _host_name(extension: bytes) -> bytes:
 
 
 def _vector(data: bytes, place: int, width: int) -> tuple[bytes, int]:
-    """What stands at `place` behind its length of `width` bytes, and where it ends. Raises _Malformed."""
+    """The vector at `place`, whose length is in its first `width` bytes, and where it ends. Raises _Malformed."""
     start = place + width
     end = start + int.from_bytes(data[place:start], "big")
     if start > len(data) or end > len(data):

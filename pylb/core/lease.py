@@ -41,7 +41,7 @@ def legacy_lease(now: float, ttl: float | None = None) -> Lease:
 
 
 def legacy_beat(lease: Lease, now: float) -> Lease:
-    """The same call again. The lease starts with the second of two similar gaps; odd gaps do not change what it learned."""
+    """The lease after one more call. It starts with the second of two similar gaps; odd gaps do not change what it learned."""
     gap = now - lease.last_beat
     ttl = lease.ttl
     if lease.previous_gap is not None and _similar(gap, lease.previous_gap):

@@ -30,7 +30,7 @@ def loop(claims: Claims, static_rules: StaticRules, one: Registration) -> str | 
 
 
 def loop_at(claims: Claims, static_rules: StaticRules, one: Registration, ip: str, at: Listen | None = None) -> str | None:
-    """The same for one of its addresses, and there for all of its servers, or for the one `at` one of its listens."""
+    """Like `loop`, for one of its addresses: for all of its servers there, or only for the one `at` one of its listens."""
     if not static_rules.is_here(ip):
         return None
     for item, place in zip(one.wanted, one.places, strict=True):
@@ -90,7 +90,7 @@ def _is_open(claims: Claims, port: PortKey) -> bool:
 
 
 def _any_aims_at(claims: Claims, static_rules: StaticRules, ports: Collection[PortKey]) -> Generator[None, None, bool]:
-    """The same as `_is_aimed_at` for many ports: looks at each address once, however many ports and own addresses there are."""
+    """Like `_is_aimed_at` for many ports: looks at each address once, however many ports and own addresses there are."""
     here = {LOOPBACK, *static_rules.own_ips}
     for number, bucket in enumerate(claims.sent_to.buckets, 1):
         if any(address.ip in here and (address.protocol, address.port) in ports for address in bucket):

@@ -75,7 +75,7 @@ def still_valid(
 def checked(
     overrides: Overrides, claims: Claims, static_rules: StaticRules, touched: Container[Listen] | None = None
 ) -> Generator[None, None, Overrides]:
-    """The same as `still_valid`, in steps."""
+    """Like `still_valid`, in steps."""
     looked_for, gone = _of_servers(overrides, touched), list[ServerKey]()
     for start in range(0, len(looked_for), STEP):
         if start:

@@ -92,7 +92,7 @@ class Ended(Protocol):
 
 
 class SessionTrace(NamedTuple):
-    """The same for whoever asks, also over the channel between two processes."""
+    """A session as it is shown to whoever asks, also over the channel between two processes."""
 
     id: str
     record: SessionRecord
@@ -215,7 +215,7 @@ class SearchResult(NamedTuple):
 
 
 def joined(reaches: Iterable[Coverage], codes: Sequence[str] = ()) -> Coverage:
-    """Of several recorders: the range that all of them cover. If there are `codes`, only for these."""
+    """The range that all of these recorders cover. If there are `codes`, only for these."""
     began, full = 0.0, defaultdict[str, float](float)
     for one in reaches:
         began = max(began, one.began)

@@ -81,7 +81,7 @@ class FrontendRequest:
 
     @property
     def port_key(self) -> PortKey:
-        """Of a range: its first port."""
+        """Identifies the port; a range by its first one."""
         return self.protocol, self.port
 
     @property
@@ -94,12 +94,12 @@ class FrontendRequest:
         return port_text(self.port, self.protocol, self.last)
 
     def at(self, ip: str) -> Address:
-        """Of its server on that machine."""
+        """The address of its server on that machine."""
         return Address(ip, self.target_port, self.protocol, self.target_last)
 
     @property
     def route_text(self) -> str:
-        """The same, and of a route the name: `443 git.example.net`."""
+        """`port_text`, and for a route the server name: `443 git.example.net`."""
         return f"{self.port_text} {self.server_name}" if self.server_name else self.port_text
 
     def dialled(self, configured: Check = CONNECT) -> Iterator[tuple[str, int]]:
@@ -107,7 +107,7 @@ class FrontendRequest:
         return ((field, port) for field, (_, port) in self.targets(configured))
 
     def targets(self, configured: Check = CONNECT) -> Iterator[tuple[str, PortKey]]:
-        """The same with the protocol of each."""
+        """Like `dialled`, with the protocol of each port."""
         for target_port in range(self.target_port, (self.target_last or self.target_port) + 1):
             yield "target_port", (self.protocol, target_port)
         check = self.health.check or configured
@@ -166,7 +166,7 @@ class Registration:
         return [address for item in self.wanted if not item.target_last for address in self.addresses(item)]
 
     def addresses(self, wanted: FrontendRequest) -> tuple[Address, ...]:
-        """Of its servers for one of its frontends: at least one, all with the same port."""
+        """The addresses of its servers for one of its frontends: at least one, all with the same port."""
         if self.members:
             return tuple(map(wanted.at, self.ips))
         return (Address(self.ip, wanted.target_port, wanted.protocol, wanted.target_last),)
@@ -291,7 +291,7 @@ def parse_native(body: bytes) -> Announcement:
 
 
 def parse_set(body: bytes) -> Announcement:
-    """Of a set. Raises Refused as `parse_native`."""
+    """Parse the body of a set. Raises Refused as `parse_native`."""
     parsed = _validated(SetBody, body)
     wanted = _all_wanted(parsed.frontends)
     if (count := sum(len(item.ports) for item in wanted) * len(parsed.servers)) > MOST_SERVERS:

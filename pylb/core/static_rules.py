@@ -159,7 +159,7 @@ class StaticRules:
         return static is not None and static.joining is JoinRule.ANY
 
     def policy(self, listen: Listen) -> Policy:
-        """Of a static frontend, of its route, and of a route that a registration adds to it; else the defaults."""
+        """The policy of a static frontend, of its route, or of a route that a registration adds to it; else the defaults."""
         static = self.frontends.get(listen)
         if static is None and listen.server_name:
             static = self.frontends.get(listen.default)

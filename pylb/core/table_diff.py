@@ -47,7 +47,7 @@ def lines(old: Table, new: Table) -> list[ChangeLine]:
 
 
 def changes(old: Table, new: Table) -> Iterator[list[ChangeLine]]:
-    """The same, one frontend at a time, also those that do not differ: in steps, and not ordered by port."""
+    """Like `lines`, but one frontend at a time, unchanged ones included, so that the caller can work in steps. Not sorted."""
     for before, after in compared(old, new):
         if after is None:
             yield [] if before is None else [_closed(before)]

@@ -47,7 +47,7 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def visible(text: str) -> str:
-    """As one line."""
+    """The text as one line, with escapes in place of control characters."""
     if text.isascii() and text.isprintable():  # nearly all; the expression tries each character against thirty ranges
         return text
     return _HARMFUL.sub(_escape, text)

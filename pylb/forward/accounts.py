@@ -169,7 +169,7 @@ class Accounts:
             self._observer.session_ended(record)
 
     def _closed_counter(self, frontend: FrontendState, server: ServerState | None) -> ServerCounters:
-        """Of a session that has no connection to a server."""
+        """Where a session is counted that has no connection to a server."""
         # A server that refused, and left the table while the session waited, has no counters any more.
         if server is not None and frontend.counters.servers.get(server.server.name) is server.counters:
             return server.counters

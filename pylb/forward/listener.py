@@ -246,7 +246,7 @@ class ListeningPorts:
         return True
 
     def _unwatch(self, port: ListeningPort) -> None:
-        """Needed before a close() too: epoll reports the socket while main, a successor or systemd has it open (epoll(7))."""
+        """Needed even before close(): as long as main, a successor or systemd has it open, epoll reports it (epoll(7))."""
         port.watched = False
         for fd in _fds(port):
             try:

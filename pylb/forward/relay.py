@@ -127,7 +127,7 @@ class Relay:
                 return AGAIN
 
     def _pump_unbuffered(self, source: Half, most: int) -> int:
-        """The same while max_buffered is reached: nothing is read from the source before the destination has taken it."""
+        """Like `_pump` while max_buffered is reached: nothing is read from the source before the destination has taken it."""
         destination = source.peer
         if destination is None or destination.blocked:
             return WAIT
@@ -292,7 +292,7 @@ class Relay:
         return WAIT
 
     def _drain_by_copy(self, pipe: Pipe, destination: Half) -> int:
-        """The same after splice has failed with bytes in the pipe."""
+        """Like `_drain`, after splice has failed with bytes in the pipe."""
         while pipe.count:
             data = os.read(pipe.read_fd, min(READ, pipe.count))
             pipe.count -= len(data)

@@ -438,7 +438,7 @@ class Session:
         )
 
     def recorded(self) -> RecordedSession:
-        """Of one that has ended: for the recorder, when somebody asks."""
+        """The story of an ended session, for the recorder, when somebody asks."""
         if self.end is None:
             raise ValueError(f"session {self.number} has not ended")
         return self.story(self.end, self.code)

@@ -1,6 +1,6 @@
 """HAProxy's dialect: its config file as pylb.yaml, its runtime socket, its statistics and its exporter's names.
 
-Only cli (`pylb import`), app and upgrade import from here: without this folder pylb still serves. The modules that read a
+Only cli (`pylb import`), app and upgrade import from here; nothing below them knows this dialect. The modules that read a
 config never raise, and only legacy_import opens files. A directive that decides who gets a connection or who may connect is
 either translated exactly or reported as a difference, with its file and line.
 

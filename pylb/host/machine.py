@@ -35,7 +35,7 @@ def worker_count(wanted: int | Literal["auto"]) -> int:
 
 
 def reap_strangers(ours: Collection[int]) -> None:
-    """As process 1 of a container: reap children that are not `ours`, orphans of whatever else ran in it (waitid(2)).
+    """For process 1 of a container: reap children that are not `ours`, orphans of whatever else ran in it (waitid(2)).
 
     Ours are reaped by whoever started them; one that has just ended delays the others until that is done.
     """

@@ -38,7 +38,7 @@ def tcplog(record: SessionRecord) -> str:
 
 
 def logfmt(record: SessionRecord) -> str:
-    """The same as `key=value`, with the keys and meanings of the JSON line; an empty field has no value."""
+    """The session as `key=value`, with the keys and meanings of the JSON line; an empty field has no value."""
     r = record
     asked = f" server_name={word(r.asked)}" if r.asked else ""
     return (
@@ -51,7 +51,7 @@ def logfmt(record: SessionRecord) -> str:
 
 
 def json_line(record: SessionRecord) -> str:
-    """The same as one JSON object; `time` is UTC, durations are milliseconds, -1 for a stage that was not reached."""
+    """The session as one JSON object; `time` is UTC, durations are milliseconds, -1 for a stage that was not reached."""
     r = record
     asked = f',"server_name":{_quoted(r.asked)}' if r.asked else ""
     # By hand: json.dumps takes three times as long, and this is paid per session.

@@ -387,5 +387,5 @@ def _buckets(frontends: Grouped, read: Callable[[FrontendCounters], Histogram]) 
 
 @cache
 def _bounds(bounds: tuple[float, ...]) -> tuple[str, ...]:
-    """As values of the label `le`."""
+    """The bounds as values of the label `le`."""
     return (*map(floatToGoString, bounds), "+Inf")

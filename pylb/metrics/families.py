@@ -38,7 +38,7 @@ def gauge(
 def counter(
     name: str, text: str, labels: Sequence[str] = (), rows: Iterable[Row] | None = None, *, value: Number = 0
 ) -> Iterator[Metric]:
-    """As `gauge`. The name ends in _total."""
+    """Like `gauge`. The name ends in _total."""
     return labelled(
         partial(CounterMetricFamily, labels=labels), name, text, _labelled(labels, [((), value)] if rows is None else rows)
     )
@@ -63,7 +63,7 @@ def labelled(new: Callable[[str, str], Metric], name: str, text: str, rows: Iter
 
 
 def histogram(name: str, text: str, labels: Sequence[str], rows: Iterable[Buckets]) -> Iterator[Metric]:
-    """As `gauge`; the samples of one row stay together."""
+    """Like `gauge`; the samples of one row stay together."""
     new = partial(HistogramMetricFamily, name, text, labels=labels)
     part = new()
     for row in rows:

@@ -68,7 +68,7 @@ class Peers:
         self._answers: dict[Peer, dict[str, Any]] = {}
 
     def records(self) -> list[dict[str, Any]]:
-        """As the page shows them, in the order of the config."""
+        """The peers as the page shows them, in the order of the config."""
         return [{"name": one.name, "page": one.page, **self._answers.get(one, {})} for one in self._configured()]
 
     async def run(self, watched: asyncio.Event) -> None:

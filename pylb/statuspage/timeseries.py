@@ -143,7 +143,7 @@ class TimeSeries:
         self._keep(self.point)
 
     def count(self, listen: Listen) -> FrontendSum:
-        """As of the last look."""
+        """The frontend's sums at the last look."""
         return self._last.counts.get(listen, NOTHING)
 
     def rate(self, listen: Listen) -> Rate:

@@ -86,7 +86,7 @@ class Channel:
     # ------------------------------------------------------------ out
 
     def send(self, kind: int, body: bytes, fds: Sequence[int] = ()) -> None:
-        """Send at once, or from a later `flush` on. Raises ChannelClosed."""
+        """Send now; what does not fit is sent by a later `flush`. Raises ChannelClosed."""
         if len(body) > MOST_BODY or len(fds) > MOST_FDS:
             raise ValueError(f"a frame of {len(body)} bytes and {len(fds)} descriptors is too large")
         data = memoryview(_HEAD.pack(_MAGIC, kind, len(fds), len(body), crc32(body)) + body)

@@ -172,11 +172,11 @@ class Fleet:
         return sum(answer.touched for answer in await self._requests.ask("shutdown sessions", listen=listen, address=server))
 
     def workers(self) -> dict[str, tuple[int, float]]:
-        """Of each worker that runs: its pid and its loop's lag in seconds."""
+        """The pid and the loop's lag, in seconds, of each worker that runs."""
         return {f"worker-{worker.index}": (worker.pid, self._totals.lag(worker.pid)) for worker in self._workers if worker.runs}
 
     def pids(self) -> list[int]:
-        """Of the workers that run."""
+        """The pids of the workers that run."""
         return [worker.pid for worker in self._workers if worker.runs]
 
     # ------------------------------------------------------------ what they say

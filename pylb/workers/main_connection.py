@@ -53,7 +53,7 @@ REPORT = 1.0  # seconds
 
 
 class MainConnection:
-    """Also the engine's observer and opener. `gathered`: the sessions that become log lines."""
+    """A worker's connection to main; also the engine's observer and opener. `gathered`: the sessions that become log lines."""
 
     def __init__(self, channel: Channel, hello: Hello, gathered: LineBatch) -> None:
         self._channel = channel

@@ -138,7 +138,7 @@ class FaultReport(NamedTuple):
 
 
 class ServerCount(NamedTuple):
-    """As forward.counters.ServerCounters."""
+    """Like forward.counters.ServerCounters."""
 
     sessions: int
     sessions_total: int
@@ -314,7 +314,7 @@ class ChangedCounters:
         }
 
     def waiting(self) -> list[Listen]:
-        """As many as one report may have, the ones that wait longest first."""
+        """Frontends to report, those that wait longest first, and no more than one report may have."""
         return list(islice(self._waiting, PIECE))
 
     def reported(self, listens: Iterable[Listen]) -> None:

@@ -148,7 +148,7 @@ class HealthRecords:
         return None if known is None else known.health
 
     def checks(self, listen: Listen, address: Address) -> HealthStats:
-        """Of its checks and of the connects to prove it; the last result is a check's, if there was one."""
+        """The counts of its checks and of the connects that test it; the last result is a check's, if there was one."""
         known, of_address = self.servers.get((listen, address)), self.addresses.get(address)
         checks, dials = known.checks if known else UNRECORDED, of_address.dials if of_address else UNRECORDED
         failures = checks.failures + dials.failures
@@ -229,7 +229,7 @@ class HealthRecords:
     # ------------------------------------------------------------ writing: what was found
 
     def unlearn(self, key: ServerKey, now: float) -> None:
-        """As if it had never been asked."""
+        """Forget its answers, as if it had never been asked."""
         known = self.servers[key]
         known.health, known.last_check, known.last_asked = None, None, -inf
         self.group(key, None)

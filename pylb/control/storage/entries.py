@@ -86,7 +86,7 @@ _LOCAL = frozenset({"order", "needs", "state", "since", "displaced", "hearer"})
 
 
 def written_registration(one: Registration) -> dict[str, Any]:
-    """What it asks for, for other balancers: without what is known of it here alone."""
+    """The registration as other balancers get it, without what only this one knows about it."""
     return {key: value for key, value in written_entry(0, one.key, one).items() if key not in _LOCAL}
 
 

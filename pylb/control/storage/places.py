@@ -31,7 +31,7 @@ def default_state_dir(environ: Mapping[str, str]) -> Path:
 
 
 def likely_state_dir(file: Path | None, environ: Mapping[str, str]) -> Path:
-    """Of a config that may not even be YAML, without reading it as such: its state_dir line, else the default."""
+    """The state directory that a config names, found by its line, so that the file need not be valid YAML; else the default."""
     try:
         found = None if file is None else _STATE_DIR_LINE.search(file.read_text("utf-8", "replace"))
     except (OSError, ValueError):

@@ -38,7 +38,7 @@ class TableHistory:
     """The last 1,000 changes that somebody asked for, and separately the last 1,000 moves and changes of state: an app that
     moves all the time must not push out who opened its port. At most 2 MiB of each, with a fair share for each token.
 
-    Stored over restarts in a file with one JSON object per line. It is a record, not the state: lines are appended without
+    Kept across restarts in a file with one JSON object per line. It is a record, not the state: lines are appended without
     fsync, and a crash may lose the last half second. The file is rewritten when it is over 8 MiB and twice as long as after the
     last rewrite.
     """

@@ -1,9 +1,9 @@
 """Several balancers, one table: what each of them knows, decides and writes for the others, as a pure value machine.
 
-pylb/cluster calls it with etcd's bytes; nothing starts that yet, and `control` is to be on its other side. A `Replica` is one
-balancer's part. The calls of phone-homes, the verdicts of leases and what etcd reports go in; transactions for etcd,
-answers and registrations as they are served come out. tests/core/merge plays three of them against etcd in memory, in any
-order of calls, cuts, address moves, restarts, upgrades, restores and forgets.
+pylb/cluster calls it with etcd's bytes; `control` is on the other side of cluster/shared.py. A `Replica` is one balancer's
+part. The calls of phone-homes, the verdicts of leases and what etcd reports go in; transactions for etcd, answers and
+registrations as they are served come out. tests/core/merge plays three of them against etcd in memory, in any order of
+calls, cuts, address moves, restarts, upgrades, restores and forgets.
 
 values      what balancers write for each other; mirror: what is known of etcd's content
 replica     one balancer's part; local: what it knows by itself; knowledge: both put together

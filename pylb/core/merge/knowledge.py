@@ -46,8 +46,8 @@ class Knowledge:
                 yield key
 
     def registration(self, key: Key) -> Merged | None:
-        """As it is served here. Among what is heard within a lease the newest sequence counts; any fresh hearer makes it fresh;
-        its address is the one heard here, else the newest."""
+        """The registration as it is served here. Among what is heard within a lease the newest sequence counts; any fresh
+        hearer makes it fresh; its address is the one heard here, else the newest."""
         voices = list(self._voices(key))
         if not voices:
             return None
@@ -144,7 +144,8 @@ class Knowledge:
                 yield key
 
     def has_holder(self, slot: Slot, owner: Owner) -> bool:
-        """Also one that was released here, until the balancers that hear it have agreed: to them it may live."""
+        """Whether the owner holds it. A registration that was released here counts until all balancers that hear it have
+        agreed, because it may still be alive there."""
         if self.hears(slot, owner):
             return True
         for key in list(self._keys_at(slot)):

@@ -1,4 +1,4 @@
-"""What the balancers of a cluster write for each other, as values. How etcd's bytes look like is not known here."""
+"""What the balancers of a cluster write for each other, as values. What etcd's bytes look like is not known here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

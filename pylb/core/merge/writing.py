@@ -152,7 +152,7 @@ class Writing:
         return claims, refused
 
     def _taken(self, draft: _Draft, key: Key, slots: Iterable[Slot]) -> Conflict | None:
-        """Whether an earlier claim of this transaction has it."""
+        """The conflict with an earlier claim of this transaction that takes the same port; None: there is none."""
         new = [entry.key for entry in draft.puts if isinstance(entry, EntryKey) and owner_of(entry.key) != owner_of(key)]
         for slot in slots:
             for other in new:
@@ -261,7 +261,7 @@ class Writing:
         return draft.blocks.setdefault(where, dict(self._mirror.block(where)))
 
     def _claim(self, draft: _Draft, key: Key, slot: Slot) -> None:
-        """Also a slot that is claimed already takes part in the comparison: its last holder may just be leaving."""
+        """Claim the slot. One that is claimed already is compared, too, because its last holder may just be leaving."""
         block, owner = self._block(draft, slot), owner_of(key)
         for other in [one for one, by in block.items() if one.excludes(slot) and by != owner]:
             del block[other]
