@@ -63,6 +63,7 @@ class _Echo(socketserver.BaseRequestHandler):
 
 
 class _Server(socketserver.ThreadingTCPServer):
+    request_queue_size = 256  # clients of one test may come together
     daemon_threads = True
     block_on_close = False  # a connection lives as long as its client
 

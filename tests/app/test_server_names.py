@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.app.instance import SECRET, Answer, Instance, fetch, token
+from tests.support.baseline import IDLE_CPU, idle_cpu
 from tests.support.certificate import self_signed
+from tests.support.hellos import asking_for
 from tests.support.peers import need
 from tests.support.ports import free_port
 from tests.support.waiting import eventually
@@ -96,6 +98,27 @@ def test_routes_of_the_config(pylb: Instance, servers: dict[str, int], workers: 
     pylb.configure(workers=workers, frontends=[frontend])
     pylb.reload("reloaded")
     assert [reached(pylb.port, name) for name in ("git.example.net", "other.net")] == ["git", "TLSV1_UNRECOGNIZED_NAME"]
+
+
+def test_clients_that_say_a_part_of_a_hello_cost_nothing_until_they_say_more(pylb: Instance, echo_port: int) -> None:
+    """pylb has to look at what it may not take, so what is there keeps the socket readable all the time."""
+    route = {"server_names": ["git.example.net"], "servers": [f"127.0.0.1:{echo_port}"]}
+    frontend = {"name": "https", "listen": f"127.0.0.1:{pylb.port}", "routes": [route], "timeouts": {"hello": "60s"}}
+    pylb.configure(frontends=[frontend])
+    pylb.start()
+    hello = asking_for("git.example.net")
+    with ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", pylb.port), timeout=10)) for _ in range(100)]
+        first = [1 + number % (len(hello) - 1) for number in range(len(clients))]  # a byte, two, …
+        for size, client in zip(first, clients, strict=True):
+            client.sendall(hello[:size])
+        eventually(lambda: pylb.get("/v1/sessions").json["open"] == len(clients))
+        assert idle_cpu(pylb.running.pid) < IDLE_CPU
+        for size, client in zip(first, clients, strict=True):
+            client.sendall(hello[size:])
+        for client in clients:
+            with client.makefile("rb") as answer:
+                assert answer.read(len(hello)) == hello
 
 
 def test_names_that_are_registered_with_their_owner_and_a_move(pylb: Instance, servers: dict[str, int]) -> None:
