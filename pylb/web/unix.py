@@ -5,8 +5,10 @@ import logging
 import os
 import socket
 import struct
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from pylb.core.errors import Code, Refused, break_cycles
 from pylb.web.control_client import reachable
@@ -15,6 +17,10 @@ log = logging.getLogger(__name__)
 
 MOST_CLIENTS = 16
 UNLINK = 2.0  # seconds for the disk to remove a file
+
+# From 3.13 on asyncio removes the file of a socket that it closes, with calls on the loop, by the path that it was bound to.
+# Here that path was a temporary one, and `_remove` does it in a thread.
+_KEEP_FILE: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
 Converse = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -41,7 +47,7 @@ class UnixServer:
         if self._server is not None:
             return
         sock, self._inode = await asyncio.to_thread(_take, self._path)
-        self._server = await asyncio.start_unix_server(self._client, sock=sock, limit=self._line_bytes)
+        self._server = await asyncio.start_unix_server(self._client, sock=sock, limit=self._line_bytes, **_KEEP_FILE)
 
     async def leave(self) -> None:
         """Stop listening, for a successor; connected clients are still served. `start` undoes it."""
