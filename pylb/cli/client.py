@@ -185,16 +185,25 @@ def unwritten(error: OSError) -> NoReturn:
     os._exit(UNUSABLE)  # at an ordinary exit Python would try to write the rest again, and complain
 
 
-def die(text: str, code: int = UNUSABLE, *, error: str = "", hint: str = "") -> NoReturn:
-    """Ends the program with what happened and where; `hint`: what to do about it. `error` is its code for programs (--json)."""
-    context = click.get_current_context(silent=True)
-    if context is not None and context.params.get("as_json"):
-        say(json.dumps(failure(error or ("failed" if code == FAILED else "unusable"), text, hint, code)))
+def die(text: str, code: int = UNUSABLE, *, error: str = "", hint: str = "", found: Answer | None = None) -> NoReturn:
+    """Ends the program with what happened and where; `hint`: what to do about it.
+
+    `error` is its code for programs (--json), and `found` what they also learn, and a person has read already.
+    """
+    report(text, code, error=error, hint=hint, found=found)
     said = f"{text}: {hint}" if text.endswith(")") else f"{text} ({hint})"
     say(said if hint else text, err=True)
     sys.exit(code)
 
 
-def failure(error: str, detail: str, hint: str, exit_code: int) -> dict[str, str | int]:
+def report(text: str, code: int, *, error: str = "", hint: str = "", found: Answer | None = None) -> None:
+    """Of `die` what programs read, where they asked for it."""
+    context = click.get_current_context(silent=True)
+    if context is not None and context.params.get("as_json"):
+        failed = failure(error or ("failed" if code == FAILED else "unusable"), text, hint, code)
+        say(json.dumps(failed | (found or {})))
+
+
+def failure(error: str, detail: str, hint: str, exit_code: int) -> Answer:
     """What a verb that was asked for JSON says instead of its answer."""
     return {"error": error, "detail": detail, "hint": hint, "exit_code": exit_code}

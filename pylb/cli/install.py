@@ -21,11 +21,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 from urllib.parse import unquote, urlsplit
 
 from pylb import DISTRIBUTION, __version__
-from pylb.cli.client import say
+from pylb.cli.client import FAILED, report, say
 from pylb.cli.installed import (
     CommandLink,
     Link,
@@ -100,11 +100,12 @@ class Host(NamedTuple):
     before: str  # that of the version which is in use until then; "": none
 
 
-def install_service(*, print_only: bool, prefix: Path = Path("/"), run: Run | None = None) -> int:
+def install_service(*, print_only: bool, prefix: Path = Path("/"), run: Run | None = None, as_json: bool = False) -> int:
     """Install the service, or show how. Returns the exit code: 0 done or shown, 1 not (with the reason on stderr).
 
     `prefix` is another directory to lay the files out in, for tests and inspection: the unit and the environment still
     expect to run at /. `run` executes one command and raises InstallError or OSError; the default shows its output.
+    `as_json`: what people read goes to stderr, and the steps to stdout, as one object.
     """
     try:
         if not print_only:
@@ -112,12 +113,17 @@ def install_service(*, print_only: bool, prefix: Path = Path("/"), run: Run | No
             if prefix == Path("/"):
                 need_systemd()
             _need_no_package(prefix)
-        steps = plan(host(prefix), prefix)
-        if print_only:
+        here = host(prefix)
+        steps = plan(here, prefix)
+        outcomes = [""] * len(steps)
+        if not print_only:
+            outcomes = _install(steps, prefix, run or (execute_beside_json if as_json else execute), as_json)
+        elif not as_json:
             _show(steps)
-        else:
-            _install(steps, prefix, run or execute)
+        if as_json:
+            say(_as_json(here, steps, outcomes))
     except InstallError as exc:
+        report(str(exc), FAILED, hint=exc.remedy)
         say(f"pylb install-service: {exc}\n  what to do: {exc.remedy}", err=True)
         return 1
     return 0
@@ -306,19 +312,31 @@ def _describe(action: Action) -> str:
     return f"{action.path} ({action.mode:04o} root:{action.group})"
 
 
-def _install(steps: Sequence[Step], prefix: Path, run: Run) -> None:
+def _as_json(here: Host, steps: Sequence[Step], outcomes: Sequence[str]) -> str:
+    done = [
+        {"title": step.title, "action": _describe(step.action), "outcome": outcome}
+        for step, outcome in zip(steps, outcomes, strict=True)
+    ]
+    return json.dumps({"version": here.release, "before": here.before, "steps": done})
+
+
+def _install(steps: Sequence[Step], prefix: Path, run: Run, as_json: bool) -> list[str]:
+    """Returns what there is to say about each step."""
+    outcomes = []
     for number, step in enumerate(steps, 1):
-        say(f"{number}/{len(steps)} {step.title}: {_describe(step.action)}")
+        say(f"{number}/{len(steps)} {step.title}: {_describe(step.action)}", err=as_json)
         try:
             outcome = _perform(step.action, prefix, run)
         except (InstallError, OSError, KeyError) as exc:
             again = "what is done stays done and may be repeated"
             raise InstallError(f"step {number}, {step.title}: {exc}", f"{step.remedy}; then run this again ({again})") from exc
         if outcome:
-            say(f"    {outcome}")
-    say(NEXT_STEPS)
+            say(f"    {outcome}", err=as_json)
+        outcomes.append(outcome)
+    say(NEXT_STEPS, err=as_json)
     if not is_ours(link := command_link(prefix)):
         say(f"\n`pylb` above is {link.program}: {link.path} is another program's", err=True)
+    return outcomes
 
 
 def _perform(action: Action, prefix: Path, run: Run) -> str:
@@ -369,12 +387,17 @@ def _write(file: File, gid: int) -> str:
     return "replaced; changes of your own belong into `systemctl edit pylb`" if exists else ""
 
 
-def execute(argv: Sequence[str]) -> None:
-    """Run a command, which shows its own output. Raises InstallError."""
+def execute_beside_json(argv: Sequence[str]) -> None:
+    """Run a command whose output is for people: stdout is for programs. Raises InstallError."""
+    execute(argv, sys.stderr)
+
+
+def execute(argv: Sequence[str], out: TextIO | None = None) -> None:
+    """Run a command, which shows its own output, or writes it to `out`. Raises InstallError."""
     if shutil.which(argv[0]) is None:
         raise InstallError(f"{argv[0]} is not installed", "install it")
     # The service's user must be able to read what root makes here, whatever root's umask is.
-    code = subprocess.run(list(argv), check=False, umask=0o022).returncode  # noqa: S603  no shell, fixed words
+    code = subprocess.run(list(argv), check=False, umask=0o022, stdout=out).returncode  # noqa: S603  no shell, fixed words
     if code != 0:
         raise InstallError(f"`{shlex.join(argv)}` ended with {code}", "see its output")
 

@@ -202,7 +202,8 @@ def _forward(listens: Sequence[str], to: Sequence[str]) -> Path:
 
 @main.command()
 @CONFIG
-def upgrade(config_path: Path | None) -> None:
+@JSON
+def upgrade(config_path: Path | None, as_json: bool) -> None:
     """Replace the running pylb by the one that is installed now, without closing a port or a connection.
 
     The new process takes over ports, registrations and counters; the old one ends its live sessions, for up to
@@ -216,8 +217,8 @@ def upgrade(config_path: Path | None) -> None:
         load(config_path, os.environ)
     except ConfigErrors as errors:  # why the new one will end at once; the old one only learns that it did
         say(str(errors), err=True)
-    for line in ask(config_path, {"verb": "upgrade"}, UPGRADE_SECONDS, "the new pylb takes over")["lines"]:
-        say(line)
+    lines = ask(config_path, {"verb": "upgrade"}, UPGRADE_SECONDS, "the new pylb takes over")["lines"]
+    say(*([json.dumps({"lines": lines})] if as_json else lines))
 
 
 @main.command()
@@ -355,7 +356,8 @@ def demo(moves: int, every: float) -> None:
 
 @main.command("install-service")
 @click.option("--print", "print_only", is_flag=True, help="Show the unit and every step, do nothing.")
-def install_service_(print_only: bool) -> None:
+@JSON
+def install_service_(print_only: bool, as_json: bool) -> None:
     """Install pylb as a systemd service: user, /etc/pylb, a virtual environment in /opt/pylb, the unit, and the command in
     /usr/local/bin. Needs root.
 
@@ -364,12 +366,13 @@ def install_service_(print_only: bool) -> None:
     """
     from pylb.cli.install import install_service  # noqa: PLC0415
 
-    sys.exit(install_service(print_only=print_only))
+    sys.exit(install_service(print_only=print_only, as_json=as_json))
 
 
 @main.command("uninstall-service")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def uninstall_service_(yes: bool) -> None:
+@JSON
+def uninstall_service_(yes: bool, as_json: bool) -> None:
     """Stop the service and take it off the machine: unit, command, /opt/pylb. Needs root.
 
     It shows what it is going to do, and asks. Config, tokens and state stay, and are used if pylb is installed again.
@@ -378,12 +381,12 @@ def uninstall_service_(yes: bool) -> None:
 
     def agreed() -> bool:
         try:
-            return yes or click.confirm("Go on?")
+            return yes or click.confirm("Go on?", err=as_json)
         except click.Abort:  # nobody to ask
             say("\nnobody said yes; without a person: --yes", err=True)
             return False
 
-    sys.exit(uninstall_service(agreed=agreed))
+    sys.exit(uninstall_service(agreed=agreed, as_json=as_json))
 
 
 for command in (active, cluster, completion, ctl, explain, history, import_, plan, routes, sessions, standby, status, token):

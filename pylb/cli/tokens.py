@@ -222,9 +222,9 @@ def rotate(config_path: Path | None, name: str, done: bool, host: str | None, as
             write_generated(config.state_dir, changed)
     except OSError as error:
         die(f"{config.state_dir}: {error.strerror}. Run it as root or as pylb's own user.")
-    _tell(config_path, config.state_dir)
+    in_force = _tell(config_path, config.state_dir)
     if as_json:
-        say(json.dumps({"name": name, "join": join, "secrets": len(kept)}))
+        say(json.dumps({"name": name, "join": join, "secrets": len(kept), "in_force": in_force}))
     elif done:
         say(f"token {name!r}: the old secret is refused from now on ({_last(used[-1])})")
     else:
@@ -234,7 +234,8 @@ def rotate(config_path: Path | None, name: str, done: bool, host: str | None, as
 @token.command()
 @CONFIG
 @click.argument("name", shell_complete=words("token"))
-def revoke(config_path: Path | None, name: str) -> None:
+@JSON
+def revoke(config_path: Path | None, name: str, as_json: bool) -> None:
     """Refuse a token from now on. What it registered becomes stale, and is served as the last resort for leases.keep_stale.
 
     `pylb release NAME` gives its ports up at once. `generated` is the token of the first run.
@@ -261,13 +262,15 @@ def revoke(config_path: Path | None, name: str) -> None:
                 remove_generated(config.state_dir, name)
         except OSError as error:
             die(f"{config.state_dir}: {error.strerror}. Run it as root or as pylb's own user.")
-    _tell(config_path, config.state_dir)
-    say(f"token {name!r} is refused from now on; `pylb release NAME` frees what it registered")
+    in_force = _tell(config_path, config.state_dir)
+    text = f"token {name!r} is refused from now on; `pylb release NAME` frees what it registered"
+    say(json.dumps({"name": name, "in_force": in_force}) if as_json else text)
 
 
 @token.command("switch-key")
 @CONFIG
-def switch_key(config_path: Path | None) -> None:
+@JSON
+def switch_key(config_path: Path | None, as_json: bool) -> None:
     """Give the webhook's own certificate (tls: self-signed) the next key, whose pin join strings hold beside the present one.
 
     Nobody notices who has a join string with both pins. Afterwards `pylb token rotate` makes join strings that pin the new
@@ -289,7 +292,8 @@ def switch_key(config_path: Path | None) -> None:
         die("no join string pins a next key yet: make new ones (pylb token rotate), roll them out, then switch", FAILED)
     except (OSError, ValueError) as error:
         die(f"the key cannot be switched: {error}. Run it as root or as pylb's own user.")
-    say(f"the webhook has the key {key} from now on; a running pylb notices within seconds")
+    text = f"the webhook has the key {key} from now on; a running pylb notices within seconds"
+    say(json.dumps({"key": key}) if as_json else text)
 
 
 def _new_secret() -> str:

@@ -207,9 +207,16 @@ def test_old_haproxy_files_become_registrations(pylb: Instance, echo_port: int, 
     (row,) = pylb.routes()
     assert (row["port"], row["held_by"]) == (pylb.port, ["app/mqtt (legacy)"])
 
-    refused = pylb.ask("import", "--token", "nobody", *files)
-    assert refused.returncode == 1
+    again = json.loads(pylb.ask("import", "--token", "app", "--json", *files).stdout)
+    server = {"port": pylb.port, "address": f"127.0.0.1:{echo_port}", "name": "mqtt", "send_proxy": "none"}
+    assert (again["servers"], again["lines"]) == ([server], [f"unchanged {pylb.port} -> 127.0.0.1:{echo_port}"])
+    assert [(note["file"], note["line"]) for note in again["notes"]] == [(files[1], 1)]
+
+    refused = pylb.ask("import", "--token", "nobody", "--json", *files)
+    said = json.loads(refused.stdout)
+    assert (refused.returncode, said["error"], said["detail"]) == (1, "refused", "0 registrations imported, 1 refused")
     assert "there is no token 'nobody'" in refused.stderr
+    assert "there is no token 'nobody'" in said["lines"][0]
     assert pylb.ask("import", "--token", "app", files[1]).returncode == 1  # nothing to import
 
 

@@ -288,6 +288,14 @@ def test_a_port_that_another_program_has_is_named_with_it(tmp_path: Path, monkey
         assert findings(tmp_path, frontends=[web])["port 443"].found == "haproxy, pid 7 has it"
 
 
+def test_who_has_the_ports_of_fifty_frontends_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(doctor, "listeners_of", lambda ports: asked.append(len(ports)) or {})
+    many = [{"name": f"app-{port}", "listen": f"*:{port}", "servers": ["192.0.2.7:30443"]} for port in range(7000, 7050)]
+    findings(tmp_path, frontends=many)
+    assert asked == [52]  # and webhook and admin
+
+
 def test_a_certificate_that_ends_soon_or_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "SERVICE_USER", "nobody-has-this-name")  # pylb may be installed here
     made = self_signed(tmp_path, "localhost")  # ends within the hour

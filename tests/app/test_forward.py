@@ -1,5 +1,6 @@
 """`pylb run --listen PORT --to SERVER`: a forward without a config, and what it is found by."""
 
+import json
 import os
 import signal
 import socket
@@ -134,9 +135,9 @@ def test_a_forward_is_upgraded_like_any_other(processes: Processes, echo_port: i
     port = free_port()
     process = started(processes, "--listen", f"127.0.0.1:{port}", "--to", str(echo_port))
     admin = int(process.text().partition("admin on http://127.0.0.1:")[2].partition(",")[0])
-    done = cli(processes.folder, "upgrade")
+    done = cli(processes.folder, "upgrade", "--json")
     assert done.returncode == 0, done.stderr
-    successors.append(int(done.stdout.split()[1]))
+    successors.append(int(json.loads(done.stdout)["lines"][0].split()[1]))
     eventually(lambda: not process.alive, within=20, what="the old one has ended")
     assert serves(port)
     assert fetch(("127.0.0.1", admin), "GET", "/readyz").status == 200

@@ -135,9 +135,9 @@ def test_the_key_is_changed_without_an_outage_for_whoever_pins_the_next_one(tls:
     alone = join.removesuffix(f"/{following}")  # as an older pylb made them
     assert phone(tls, PYLB_JOIN=alone).returncode == 0
     before = (tls.state_dir / "tls" / "cert.pem").read_bytes()
-    ended = tls.ask("token", "switch-key")
+    ended = tls.ask("token", "switch-key", "--json")
     assert ended.returncode == 0, ended.stderr
-    assert following in ended.stdout
+    assert json.loads(ended.stdout) == {"key": following}
     assert (tls.state_dir / "tls" / "cert.pem").read_bytes() != before
     eventually(lambda: "not the key of the join string" in phone(tls, PYLB_JOIN=alone).stdout, what="the new key is served")
     assert phone(tls, PYLB_JOIN=join).returncode == 0
@@ -159,7 +159,7 @@ def test_a_revoked_token_is_refused_at_once_and_its_port_goes_on(tls: Instance) 
     tls.start()
     join = create(tls)
     phone(tls, PYLB_JOIN=join)
-    assert tls.ask("token", "revoke", "app").returncode == 0
+    assert json.loads(tls.ask("token", "revoke", "app", "--json").stdout) == {"name": "app", "in_force": True}
     assert "401" in phone(tls, PYLB_JOIN=join).stdout
     assert [row["port"] for row in tls.routes()] == [tls.port]
 

@@ -10,6 +10,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,12 @@ OPERANDS = {  # of verbs that need some, of the right form
     "ctl shutdown session": ["0x1a"],
     "ctl shutdown sessions": ["https/app"],
     "explain": ["443"],
+    "import": ["haproxy.cfg"],
+    "install-service": ["--print"],  # without it root would install
     "plan": ["-c", "pylb.yaml"],
     "release": ["443"],
     "token create": ["mosquitto", "--ports", "8443"],
+    "token revoke": ["mosquitto"],
     "token rotate": ["mosquitto"],
 }
 
@@ -48,9 +52,10 @@ def with_option(option: str) -> list[tuple[str, ...]]:
 
 def run(argv: list[str], stdout: int, during: Callable[[int], None] = lambda _pid: None) -> dict[str, Any]:
     """A verb to its end. `during` gets its process number."""
-    with tempfile.TemporaryFile() as stderr:
+    with tempfile.TemporaryFile() as stderr, Path(os.devnull).open("rb") as stdin:
         pid = os.fork()
         if pid == 0:
+            os.dup2(stdin.fileno(), 0)  # nobody says yes
             os.dup2(stdout, 1)
             os.dup2(stderr.fileno(), 2)
             sys.argv = ["pylb", *argv]
@@ -135,7 +140,19 @@ ASKING = [
     *((verb,) for verb in ("explain", "history", "plan", "release", "reload", "routes", "sessions", "status", "upgrade")),
 ]
 
+LAZY = (
+    "app.tokens",
+    "cli.doctor",
+    "cli.install",
+    "cli.uninstall",
+    "haproxy.legacy_import",
+    "haproxy.translate",
+    "host.machine",
+)
+
 if __name__ == "__main__":
+    for module in LAZY:  # a verb imports them when it needs them, each in its own process again
+        import_module(f"pylb.{module}")
     circumstances: dict[str, Callable[..., dict[str, Any]]] = {
         "full": full,
         "left": left,

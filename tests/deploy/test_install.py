@@ -375,6 +375,31 @@ def test_print_shows_every_step_and_the_unit_and_does_nothing(prefix: Path, caps
     assert list(prefix.rglob("*")) == [prefix / "etc"]
 
 
+def test_a_program_reads_the_steps_as_one_object_and_people_read_them_beside_it(
+    prefix: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert install_service(print_only=True, prefix=prefix, as_json=True) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [step["title"] for step in found["steps"]] == [step.title for step in plan(install.host(prefix), prefix)]
+    assert found["before"] == ""
+
+
+@pytest.mark.root
+def test_while_it_installs_stdout_has_nothing_but_that_object(
+    prefix: Path, run: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert install_service(print_only=False, prefix=prefix, run=run[0], as_json=True) == 0
+    said = capsys.readouterr()
+    (starter,) = (step for step in json.loads(said.out)["steps"] if step["title"] == "write the starter config")
+    assert starter["action"] == f"{prefix}/etc/pylb/pylb.yaml (0640 root:pylb)"
+    assert "Installed. Next " in said.err
+
+
+def test_the_output_of_a_command_does_not_stand_in_the_json(capfd: pytest.CaptureFixture[str]) -> None:
+    install.execute_beside_json(["echo", "pip says"])
+    assert capfd.readouterr() == ("", "pip says\n")
+
+
 def test_a_machine_without_systemd_is_named_before_anything_is_done(tmp_path: Path) -> None:
     with pytest.raises(InstallError, match="does not run systemd") as met:
         install.need_systemd(tmp_path / "nothing")

@@ -1,5 +1,6 @@
 """The command on the PATH, the versions in /opt/pylb, and `pylb uninstall-service`, in a directory of their own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -146,6 +147,24 @@ def test_what_was_installed_goes_and_what_others_wrote_stays(service: Path, caps
     assert capsys.readouterr().out == "no pylb is installed as a service here: nothing to remove\n"
 
 
+def test_a_program_reads_what_was_done_and_what_stays(service: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert uninstall_service(agreed=lambda: True, prefix=service, as_json=True) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert f"remove {service}/usr/local/bin/pylb" in found["done"]
+    assert found["stays"] == [f"{service}/etc/pylb", f"{service}/var/lib/pylb"]
+    assert "This takes the service off the machine:" in said.err
+
+
+def test_a_program_that_cannot_say_yes_reads_how(service: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there: Callable[..., int] = uninstall.uninstall_service
+    monkeypatch.setattr(uninstall, "uninstall_service", lambda **given: there(**given, prefix=service))
+    done = CliRunner().invoke(main, ["uninstall-service", "--json"], input="")
+    said = json.loads(done.stdout)
+    assert (done.exit_code, said["detail"], said["hint"]) == (1, "nothing was removed", "without a person: --yes")
+    assert "Go on?" in done.stderr
+
+
 def test_without_a_yes_nothing_happens(service: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = names(service)
     assert uninstall_service(agreed=lambda: False, prefix=service) == 1
@@ -183,7 +202,7 @@ def test_systemd_stops_the_service_before_anything_is_removed_and_a_failure_ends
 @pytest.mark.parametrize(("argument", "code", "text"), [("", 1, "nobody said yes; without a person: --yes"), ("--yes", 0, "")])
 def test_somebody_has_to_say_yes(argument: str, code: int, text: str, service: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there: Callable[..., int] = uninstall.uninstall_service
-    monkeypatch.setattr(uninstall, "uninstall_service", lambda agreed: there(agreed=agreed, prefix=service))
+    monkeypatch.setattr(uninstall, "uninstall_service", lambda **given: there(**given, prefix=service))
     done = CliRunner().invoke(main, ["uninstall-service", *filter(None, [argument])], input="")
     assert (done.exit_code, text in done.stderr) == (code, True)
     assert (service / "opt/pylb").exists() is (code == 1)

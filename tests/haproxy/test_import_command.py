@@ -1,5 +1,6 @@
 """The command `pylb import haproxy.cfg`, and that pylb serves what HAProxy served from the same file."""
 
+import json
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -35,6 +36,20 @@ def test_the_command_writes_only_what_is_the_same_unless_differences_are_accepte
     assert cli(tmp_path, "import", str(file)).returncode == 0
     file.write_text("global\n")
     assert cli(tmp_path, "import", str(file)).returncode == 1
+
+
+def test_a_program_reads_the_config_and_what_differs_as_json(tmp_path: Path) -> None:
+    file = tmp_path / "haproxy.cfg"
+    file.write_text("listen web\n  bind *:443\n  use_backend x if { src 10.0.0.1 }\n  server s1 192.0.2.7:30443\n")
+    refused = cli(tmp_path, "import", "--json", str(file))
+    said = json.loads(refused.stdout)
+    assert (refused.returncode, said["error"], said["exit_code"]) == (1, "differs", 1)
+    assert [(one["file"], one["line"]) for one in said["differences"]] == [(str(file), 3)]
+    assert said["differences"][0]["message"] in refused.stderr
+    accepted = cli(tmp_path, "import", "--json", "--accept-differences", str(file))
+    found = json.loads(accepted.stdout)
+    assert (accepted.returncode, found["frontends"], found["differences"]) == (0, 1, said["differences"])
+    assert found["config"] == cli(tmp_path, "import", "--accept-differences", str(file)).stdout
 
 
 def test_a_file_that_cannot_be_read_is_no_difference(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pylb.host import machine
 from pylb.host.machine import (
     MOST_LOOKUPS,
     as_owner,
+    listeners_of,
     local_addresses,
     outgoing_address,
     raise_descriptor_limit,
@@ -87,6 +88,16 @@ def test_the_soft_limit_of_descriptors_is_raised_to_the_hard_one() -> None:
     )
     said = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, check=True, timeout=20).stdout
     assert said.split() == ["300", "300"]
+
+
+def test_who_listens_on_many_ports_is_read_from_each_table_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once per port, and with 50 frontends `pylb doctor` took 4.5 s on a machine with many connections."""
+    read, lines = [], machine._lines
+    monkeypatch.setattr(machine, "_lines", lambda path: read.append(path) or lines(path))
+    with socket.create_server(("127.0.0.1", 0)) as here:
+        port = here.getsockname()[1]
+        assert listeners_of({*range(1, 51), port})[port].endswith(f", pid {os.getpid()}")
+    assert [path.name for path in read if path.parent.name == "net"] == ["tcp", "tcp6"]
 
 
 def test_raising_the_limit_twice_changes_nothing() -> None:
