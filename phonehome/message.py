@@ -207,5 +207,5 @@ def retry_after(reply: Reply, now: float) -> float | None:
         return float(text[:9])
     try:
         return max(parsedate_to_datetime(text).timestamp() - now, 0.0)
-    except (ValueError, TypeError, OverflowError):  # TypeError: Python before 3.10 on something that is no date
+    except (ValueError, TypeError, OverflowError):  # TypeError: Python before 3.10 on something that is not a date
         return None

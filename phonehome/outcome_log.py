@@ -134,7 +134,7 @@ def _is_ipv6(address: str) -> bool:
 
 
 def _span(seconds: float) -> str:
-    """As people write it: "15 s", "2 min 30 s", "12 h"."""
+    """A duration as people write it: "15 s", "2 min 30 s", "12 h"."""
     rest = round(seconds)
     for size, unit, smaller, smaller_unit in ((3600, "h", 60, "min"), (60, "min", 1, "s")):
         if rest >= size:

@@ -71,7 +71,7 @@ class Caller:
         except CallError as exc:
             outcome = exc
         lines = self._outcome_log.resolved(self._client.dns_trouble, self._client.addresses)
-        if not (cancel and cancel.aborted):  # we ended it ourselves: its failure is no news
+        if not (cancel and cancel.aborted):  # if we ended it ourselves, its failure says nothing new
             lines += self._lines(outcome, state)
         for line in lines:
             self._log(line)
@@ -136,7 +136,7 @@ class Loop(threading.Thread):
         self.label = caller.label
         self.saying: str | None = None  # the state in the call under way
         self.acknowledged: str | None = None  # the state that the load balancer last accepted
-        self.told = False  # whether it may have a registration of ours; else there is nothing to undo
+        self.announced = False  # whether it may have a registration of ours; else there is nothing to undo
         self.cancel = Cancel()
         self._pause = threading.Event()  # never set: a pause between two tries of the goodbye
         self._settings, self._goal, self._caller, self._schedule, self._log = settings, goal, caller, schedule, log
@@ -147,7 +147,7 @@ class Loop(threading.Thread):
             seen, state = turn
             due = self._beat(state)
         deadline = time.monotonic() + GOODBYE
-        while self.told and self.acknowledged != DRAINING and (left := deadline - time.monotonic()) > 0:
+        while self.announced and self.acknowledged != DRAINING and (left := deadline - time.monotonic()) > 0:
             if not isinstance(self._say(DRAINING, left, ask_dns=False), Accepted):
                 self._pause.wait(min(GOODBYE_AGAIN, left))
 
@@ -157,7 +157,7 @@ class Loop(threading.Thread):
         with goal.changed:
             while not goal.stopping:
                 left = due - time.monotonic()
-                silent = goal.state == DRAINING and not self.told
+                silent = goal.state == DRAINING and not self.announced
                 changed = goal.version != seen and seen >= 0  # before the first call only its time matters
                 if not silent and (changed or left <= 0):
                     return goal.version, goal.state
@@ -190,7 +190,7 @@ class Loop(threading.Thread):
                     self.acknowledged = state
                 # A refusal changed nothing there; without a connection nothing arrived; the rest is unknown.
                 if isinstance(outcome, Accepted) or (isinstance(outcome, CallError) and not outcome.unsent):
-                    self.told = True
+                    self.announced = True
                 self._goal.changed.notify_all()
         return outcome
 
@@ -275,4 +275,4 @@ class Runner:
 
 
 def _drained(loop: Loop) -> bool:
-    return loop.acknowledged == DRAINING or (not loop.told and loop.saying is None)
+    return loop.acknowledged == DRAINING or (not loop.announced and loop.saying is None)

@@ -40,7 +40,7 @@ def _bare(text: str) -> str:
 
 
 def _forms(token: str) -> Iterator[str]:
-    """As it is, backwards, in hex (also from percent-encoding), and in base64 at any offset of the encoded text."""
+    """The token as it is, backwards, in hex (also from percent-encoding), and in base64 at any offset of the encoded text."""
     raw = token.encode()
     yield _bare(token)
     yield _bare(token)[::-1]

@@ -25,7 +25,7 @@ REMIND = 600.0  # seconds between two lines about the same trouble
 
 
 class View(NamedTuple):
-    """What this pylb has, for the status and the events of one Service."""
+    """What this pylb serves for one Service, for the Service's status and events."""
 
     open: frozenset[PortKey]
     refused: Mapping[PortKey, Refused]
@@ -160,7 +160,7 @@ class Balancer(threading.Thread):
             self._say(job.name, f"open: {ports} on {count} {'node' if count == 1 else 'nodes'}{note}")
 
     def _say(self, name: str, text: str) -> None:
-        """The same again only after ten minutes, if it is trouble; a beat that changes nothing is silent."""
+        """Log a trouble again only after ten minutes, and a heartbeat that changed nothing never."""
         now = time.monotonic()
         last, at = self._said.get(name, ("", 0.0))
         if text == last and (text.startswith("open") or now - at < REMIND):

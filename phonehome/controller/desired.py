@@ -215,7 +215,7 @@ def _frontend_json(one: Frontend) -> dict[str, object]:
 
 
 def _network(text: str) -> str:
-    """Kubernetes allows spaces and host bits. What is no network at all stays as it is, for pylb to refuse."""
+    """Kubernetes allows spaces and host bits. What is not a network at all stays as it is, for pylb to refuse."""
     try:
         return str(ipaddress.ip_network(text.strip(), strict=False))
     except ValueError:

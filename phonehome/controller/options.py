@@ -71,7 +71,7 @@ def _access(values: Mapping[str, str], wrong: Wrong) -> Access:
     text = values.get("PYLB_KUBE_API", "") or pod
     endpoint = Endpoint(True, "", 443)
     if not text:
-        wrong("PYLB_KUBE_API: missing, and this is no pod of a cluster; example: PYLB_KUBE_API=https://198.51.100.2:6443")
+        wrong("PYLB_KUBE_API: missing, and this does not run in a pod; example: PYLB_KUBE_API=https://198.51.100.2:6443")
     else:
         try:
             endpoint = parse_url(text)

@@ -56,7 +56,7 @@ def read(service: Service) -> Said:
 
 
 def parse_weight(text: str) -> int | None:
-    """Of a Node. None: not usable."""
+    """The weight in a Node's annotation; None: it is not usable."""
     text = text.strip()
     return int(text) if re.fullmatch(r"[0-9]{1,3}", text) and 1 <= int(text) <= MAX_WEIGHT else None
 

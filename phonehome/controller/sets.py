@@ -53,7 +53,7 @@ def read(reply: Reply, now: float, token: str) -> Outcome:
 
 
 def names(reply: Reply) -> frozenset[str] | None:
-    """The names of the sets in the answer to `get`, which are those without an instance; None if it is no answer to that."""
+    """The names of the sets in the answer to `get`, which are those without an instance; None if it is not such an answer."""
     document = _document(reply)
     found = document.get("registrations") if reply.status == 200 else None
     if not isinstance(found, list):

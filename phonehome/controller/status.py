@@ -55,7 +55,7 @@ def patch(ingress: Collection[Ingress]) -> dict[str, Any]:
 
 
 def is_to_clear(service: Service, addresses: Sequence[Address]) -> bool:
-    """Of a Service that is not ours (any more): whether its status still shows our addresses, and only those.
+    """Whether the status of a Service that is not ours (any more) still shows our addresses, and only those.
 
     The status of another class is never touched.
     """

@@ -84,7 +84,7 @@ class Cache(Generic[T]):
             self._changes.note()
 
     def put(self, one: T) -> None:
-        """A node reports its health every few minutes, and nothing that is read here changes: that is no change."""
+        """A node reports its health every few minutes. That is not a change: nothing that is read here differs."""
         with self._changes.lock:
             before = self.objects.get(one.key)
             self.objects[one.key] = one
