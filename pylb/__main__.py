@@ -5,7 +5,7 @@ import sys
 
 def main() -> None:
     try:
-        from pylb.cli.main import main as cli  # noqa: PLC0415 - Ctrl-C while it is imported is no traceback either
+        from pylb.cli.main import main as cli  # noqa: PLC0415 - Ctrl-C while it is imported shows no traceback either
 
         cli(prog_name="pylb")
     except KeyboardInterrupt:

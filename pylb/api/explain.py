@@ -59,7 +59,7 @@ async def ports_of(registry: Registry, what: str) -> list[PortKey]:
         ports |= {change.listen.port_key for one in registry.history(what) for change in one.lines}
     if not ports:
         raise Refused(
-            Code.NOT_FOUND, f"{what[:80]!r} is no frontend, no registration, and no refused call had that name", "`pylb routes`"
+            Code.NOT_FOUND, f"nothing is called {what[:80]!r}: no frontend, no registration, no refused call", "`pylb routes`"
         )
     return sorted(ports, key=lambda port: (port[1], port[0]))[:MOST_PORTS]
 

@@ -335,7 +335,7 @@ def _nobody_else(others: Mapping[str, str]) -> Refused:
         detail, hint = "no other balancer is known that could have the address", "name them in admin.peers, or --force"
     else:
         said = "; ".join(f"{name}: {why}" for name, why in others.items())
-        detail, hint = f"no other balancer says that it may have the address: {said}", "mend one first, or --force"
+        detail, hint = f"no other balancer says that it may have the address: {said}", "repair one first, or use --force"
     return Refused(Code.UNAVAILABLE, detail, f"{hint}; without one, clients would lose the address")
 
 
@@ -399,5 +399,5 @@ def _imported(item: Any) -> ImportedServer:
         raise Refused(Code.INVALID, "an item is nested too deeply") from None
     call = parse_legacy(body)
     if call.address is None:
-        raise Refused(Code.INVALID, f"port {call.port}: dst-ip is no address")
+        raise Refused(Code.INVALID, f"port {call.port}: dst-ip is not an IP address")
     return ImportedServer(call.port, Address(call.address, call.target_port), call.name, call.send_proxy)

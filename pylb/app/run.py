@@ -18,7 +18,7 @@ from pylb.upgrade.protocol import VARIABLE as HAND_OVER
 def run(path: Path | None, environ: Mapping[str, str]) -> None:
     """`pylb run`: serves until SIGTERM or SIGINT. Raises CannotStart, ConfigErrors or InternalError.
 
-    A broken file is no reason to be down: the config that was last in force is used, with a warning.
+    pylb serves with a broken file, too: the config that was last in force is used, with a warning.
     """
     hold_standard_descriptors()
     faulthandler.enable()  # prints all stacks on a crash, and on SIGABRT from systemd's watchdog

@@ -70,7 +70,7 @@ def banner(
     terminal: bool,
     called: tuple[str, str] = ("pylb", ""),
 ) -> str:
-    """What `pylb run` prints when it is up. The token itself is shown on a terminal only: a journal keeps what it is told.
+    """What `pylb run` prints when it is up. The token itself is shown on a terminal only: a journal keeps what it gets.
 
     `room`: sessions, and descriptors beside them.
     """

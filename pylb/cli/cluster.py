@@ -23,7 +23,7 @@ from pylb.core.text import counted, span
     },
 )
 def cluster() -> None:
-    """Look at the balancers that share this table, and mend what they do not agree about."""
+    """Show the balancers that share this table, and resolve what they disagree about."""
 
 
 @cluster.command("status")

@@ -26,7 +26,7 @@ PAUSE = 0.02  # seconds between two connections of a client
 TAIL = 10  # lines of pylb's log that are shown when the demo fails
 
 
-class DemoFailed(Exception):  # noqa: N818 - told to the person in front, in one line
+class DemoFailed(Exception):  # noqa: N818 - shown to the person in front, in one line
     """The demo failed; the text says why."""
 
 

@@ -206,7 +206,7 @@ def _checks(config: Config) -> Iterator[Finding]:
     """Run each check of the config once: a server that does not pass would be out of service."""
     frontends, failed = asyncio.run(_asked(config.rules(frozenset())))
     for line in failed:
-        remedy = "mend the server or its check; a check that is more than a connect is always asked"
+        remedy = "repair the server or its check; a check that is more than a connect is always asked"
         yield Finding(f"check of {line.frontend}", False, line.text, remedy)
     for one in frontends:
         if not any(line.listen == one.listen for line in failed):

@@ -36,7 +36,7 @@ def explain(config_path: Path | None, as_json: bool, what: str, asked: str | Non
         say(*([json.dumps(trace, indent=2)] if as_json else session_trace.describe(trace)))
         return
     if what.isascii() and what.isdigit() and not whole_number(what, 65535):
-        raise click.BadParameter(f"{what} is no port: 1 to 65535", param_hint="PORT")
+        raise click.BadParameter(f"{what} is not a port (1 to 65535)", param_hint="PORT")
     from pylb.host.machine import listeners_of  # noqa: PLC0415
 
     answers = ask(config_path, {"verb": "explain", "what": what, "name": asked})["all"]

@@ -82,7 +82,7 @@ def manifests_of(made: "GeneratedToken", join: str, options: dict[str, Any]) -> 
     base, namespace = _service_name(made.name), _label("--namespace", options["namespace"] or "default")
     app = options["app"] or made.name
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", app):
-        die(f"--app: {app!r} is no value of a label (letters, digits, inside '.', '_', '-'; at most 63)")
+        die(f"--app: {app!r} is not a valid label value (letters, digits, inside '.', '_', '-'; at most 63)")
     text = Template(deployed("kubernetes/join.yaml.in")).substitute(
         SERVICE=scalar(_label("NAME", f"{base}-pylb")),
         PHONEHOME=scalar(_label("NAME", f"{base}-phonehome")),
@@ -157,5 +157,5 @@ def _service_name(name: str) -> str:
 def _label(option: str, name: str) -> str:
     """RFC 1123, as names of objects are."""
     if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name):
-        die(f"{option}: {name!r} is no name for Kubernetes (lower case, digits, inside '-'; at most 63)")
+        die(f"{option}: {name!r} is not a valid name in Kubernetes (lower case, digits, inside '-'; at most 63)")
     return name

@@ -18,7 +18,7 @@ _CLEAR = "\r\x1b[K"
 def progress(what: str) -> Iterator[Callable[[str], None]]:
     """Show `what`, and how long it has taken, on stderr until the end of the block, which may say what it does now.
 
-    Nothing at all is written without `what` or where stderr is no terminal, and nothing is left on one.
+    Nothing at all is written without `what` or where stderr is not a terminal, and nothing is left on one.
     """
     now = what
 

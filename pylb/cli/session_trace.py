@@ -39,7 +39,7 @@ REASONS = {  # why pylb refused a client: the labels of pylb_frontend_denied_tot
     "per_source": "its source has as many connections as limits.per_source allows",
     "per_source_rate": "its source opens connections faster than limits.per_source_rate allows",
     "source_share": "its source has its limits.source_share of all connections",
-    "proxy_header": "what it sent first is no PROXY header, and proxy_protocol.accept_from demands one of it",
+    "proxy_header": "it did not start with a PROXY header, which proxy_protocol.accept_from requires of it",
     "hello": "it sent only a part of a TLS hello within timeouts.hello or before its FIN, or a hello of more than 16 KiB",
     "server_name": "no route of the port is for the server name that it asked for, and there is no default route",
     "queue": "max_queue clients were waiting already",

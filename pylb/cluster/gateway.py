@@ -121,7 +121,7 @@ def watch_body(prefix: bytes, start_revision: int) -> dict[str, Any]:
 
 
 def as_object(body: bytes) -> dict[str, Any]:
-    """Raises Unreachable: this is no etcd."""
+    """Raises Unreachable: this is not etcd."""
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):

@@ -104,7 +104,7 @@ def refusal(answer: Answer | Conflict, trouble: str = "") -> Refused:
         return Refused(Code.UNAVAILABLE, "a newer call of it has come meanwhile", "call again", retry_after=1)
     if not isinstance(answer, Conflict):
         detail = f"etcd cannot be used ({trouble or 'no answer in time'}): no new name or port is accepted"
-        hint = "what is registered is served, and its calls are answered; mend etcd, `pylb cluster status` says more"
+        hint = "what is registered is served, and its calls are answered; repair etcd, `pylb cluster status` says more"
         return Refused(Code.STORE_UNAVAILABLE, detail, hint, retry_after=RETRY)
     port = f"{answer.slot.port}" + ("/udp" if answer.slot.protocol == "udp" else "")
     if answer.owner is None:

@@ -417,7 +417,7 @@ class Shared:
                 Code.INVALID, f"{balancer!r} is present", "stop it first: only a balancer that is away can be forgotten"
             )
         if not self._replica.linked:
-            raise Refused(Code.STORE_UNAVAILABLE, f"etcd cannot be used: {self.trouble()}", "mend etcd first")
+            raise Refused(Code.STORE_UNAVAILABLE, f"etcd cannot be used: {self.trouble()}", "repair etcd first")
         self._replica.forget(balancer)
         self._changed_here()
 

@@ -36,7 +36,7 @@ LEASE = 30  # seconds: how long a balancer that says nothing counts as present
 HEARTBEAT = 10.0  # seconds
 CLAIM = 3.0  # seconds that a call waits for its claim
 PAUSE = 1.0  # seconds, once every endpoint was tried
-LONG_PAUSE = 5.0  # seconds, after what only an operator can mend
+LONG_PAUSE = 5.0  # seconds, after what only an operator can repair
 CHECK = 0.02  # seconds between two looks at claims of which there are too many for one
 READ = 50  # values between two turns of the loop: some 20 µs each
 

@@ -81,7 +81,7 @@ MOST_PEERS = 16
 def _peers(admin: m.Admin) -> Iterator[Finding]:
     """Two of one name or URL; and this pylb itself, which its page shows anyway."""
     if len(admin.peers) > MOST_PEERS:
-        yield Finding(("admin", "peers"), f"{len(admin.peers)} peers are more than {MOST_PEERS}", "the page is no inventory")
+        yield Finding(("admin", "peers"), f"{len(admin.peers)} peers are more than {MOST_PEERS}", "the page is made for fewer")
     for index, one in enumerate(admin.peers):
         for key in ("name", "url"):
             value = getattr(one, key)

@@ -152,7 +152,7 @@ class PeriodicWork:
         await self._perform(step, keys, self._registrar.left)
 
     async def _warn(self, kind: str, keys: Iterable[Key]) -> None:
-        """Warn only about ports for which nobody else calls: one silent instance among many is no alarm."""
+        """Warn only about ports for which nobody else calls: one silent instance among many does not raise the alarm."""
         control = self._state
         async for key in in_turns(keys, WARNINGS):
             desired = control.desired

@@ -98,7 +98,7 @@ class Persistence:
         self._reserved = snapshot.reserved
 
     async def write_history(self) -> None:
-        """A record that cannot be written is no reason to refuse anything: the snapshot raises the alarm."""
+        """Nothing is refused because a record cannot be written: the snapshot raises the alarm."""
         if self._history.has_news:
             with suppress(OSError):
                 await self._store.run(self._history.write)

@@ -133,7 +133,7 @@ class Registrar:
                 places = {place for key in room for place in known[key].places}
                 yield from self._event_texts.released(self._state.desired, places, room, f" to make room for {title(wanted)}")
             one = change.registered
-            if one is not None and (change.result != "superseded" or one.key.is_legacy):  # an older state is no sign of life
+            if one is not None and (change.result != "superseded" or one.key.is_legacy):  # an older state is not a sign of life
                 self._state.beat(one, moved=change.result == "moved")
                 self._ask_at_once(one)
                 self._event_texts.registered(before, one, change)

@@ -109,7 +109,7 @@ class Tasks:
         if self._complaining or now < self._complain_at.get(part, now):
             return
         self._complain_at[part] = now + COMPLAIN
-        self._complaining = True  # the receiver may fail too, and would be told about that
+        self._complaining = True  # the receiver may fail too, and would get that as well
         try:
             log.error("%s failed, everything else goes on%s", part, where and f": {where}", exc_info=error)
             self.on_failure(part, f"{part} failed, everything else goes on: {type(error).__name__}: {error}")

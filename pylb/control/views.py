@@ -309,7 +309,7 @@ def _holders(
     said: dict[Address, tuple[int, bool]] = {}  # by the first of them
     static = static_rules.frontends.get(listen)
     lines = static.servers if static else ()
-    # Host names of which an address has answered: another that never did (an AAAA record that nobody serves) is no loss.
+    # Host names of which an address has answered: another that never did (an AAAA record that nobody serves) was not lost.
     answering = {line.of_host for line in lines if line.of_host and line.address in proven}
     for line in lines:
         if isinstance(line.address, Address):  # those of StaticRules always are

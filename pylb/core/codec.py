@@ -81,7 +81,7 @@ def _maker(wanted: Any) -> _Made:
 def _scalar(wanted: type[Any]) -> _Made:
     def make(value: Any) -> Any:
         if type(value) is not wanted:
-            raise Malformed(f"{value!r:.80} is no {wanted.__name__}")
+            raise Malformed(f"{value!r:.80} is not of type {wanted.__name__}")
         return value
 
     return make
@@ -89,7 +89,7 @@ def _scalar(wanted: type[Any]) -> _Made:
 
 def _float(value: Any) -> float:
     if type(value) is not float and type(value) is not int:
-        raise Malformed(f"{value!r:.80} is no number")
+        raise Malformed(f"{value!r:.80} is not a number")
     try:
         return float(value)
     except OverflowError:
@@ -124,7 +124,7 @@ def _enum(wanted: type[Enum]) -> _Made:
         try:
             return wanted(value)
         except ValueError:
-            raise Malformed(f"{value!r:.80} is no {wanted.__name__}") from None
+            raise Malformed(f"{value!r:.80} is not of type {wanted.__name__}") from None
 
     return make
 
@@ -166,7 +166,7 @@ def _fields(wanted: type[Any], names: tuple[str, ...], optional: int = 0) -> _Ma
     def make(value: Any) -> Any:
         items = _list(value)
         if not least <= len(items) <= len(makers):
-            raise Malformed(f"{value!r:.80} is no {wanted.__name__}")
+            raise Malformed(f"{value!r:.80} is not of type {wanted.__name__}")
         return wanted(*[maker(item) for maker, item in zip(makers, items, strict=False)])
 
     return make
@@ -174,7 +174,7 @@ def _fields(wanted: type[Any], names: tuple[str, ...], optional: int = 0) -> _Ma
 
 def _list(value: Any, length: int | None = None) -> list[Any]:
     if type(value) is not list or length not in (None, len(value)):
-        raise Malformed(f"{value!r:.80} is no list" + (f" of {length}" if length is not None else ""))
+        raise Malformed(f"{value!r:.80} is not a list" + (f" of {length}" if length is not None else ""))
     return value
 
 

@@ -84,13 +84,13 @@ def covers(token: Token, ip: str, own_ips: OwnIps) -> bool:
 def _check_ip(ip: str, caller: Caller, own_ips: OwnIps) -> None:
     name = caller.token.name
     if why := _never(ip, caller.token):
-        raise Refused(Code.TARGET_REFUSED, f"{ip} is no target: {why[0]}", why[1])
+        raise Refused(Code.TARGET_REFUSED, f"{ip} cannot be a target: {why[0]}", why[1])
     if ip == caller.ip or covers(caller.token, ip, own_ips):
         return
     if ip in own_ips:
         what = "it is an address of pylb's own machine, and `targets` does not name it by itself"
         hint = f"aim at the node, or add {ip} to `targets` of token {name!r}: a network around it does not count"
-        raise Refused(Code.TARGET_REFUSED, f"{ip} is no target: {what}", hint)
+        raise Refused(Code.TARGET_REFUSED, f"{ip} cannot be a target: {what}", hint)
     raise Refused(
         Code.TARGET_FORBIDDEN,
         f"token {name!r} may not name the address {ip}",

@@ -3,7 +3,7 @@
 One function serves both directions. It returns an outcome and decides nothing about the session's life.
 
 Why a short read is an end: both sockets are registered edge-triggered, so whatever arrives after the read that came back short
-raises a new event. It is no end when the event carried RDHUP, HUP, ERR or PRI (`read_on`): what it announced may sit right
+raises a new event. It is not an end when the event carried RDHUP, HUP, ERR or PRI (`read_on`): what it announced may sit right
 behind the short read, and no further event will tell (measured; pitfalls of every proxy before this one).
 
 Why a short read is the FIN if RDHUP came without ERR and PRI: the kernel reports RDHUP once the FIN is behind the last byte in
@@ -39,7 +39,7 @@ FIRST = READ  # bytes moved at an event; the run queue moves the rest
 FULL_READS = 4  # in a row, then splice: with fewer the switch costs more than it saves
 # Bytes: more than the kernels of both sides hold for a reader that stalls (tcp_wmem and tcp_rmem, 4 and 6 MiB at most).
 PROVEN = 16 << 20
-SHORT_SPLICE = 16 * 1024  # a splice that moves less is no faster than recv and send
+SHORT_SPLICE = 16 * 1024  # a splice that moves less is not faster than recv and send
 # Errors of splice itself (splice(2); a seccomp filter or a security module, capabilities(7)) that say nothing about the peer.
 # Any other error is the connection's. It must not be read again: the kernel reports it once, and the next read returns 0.
 UNSPLICEABLE = frozenset(

@@ -146,7 +146,7 @@ def _for_life(sock: SocketType) -> None:
 
 
 def arm(sock: SocketType) -> None:
-    """From here on a close sends a reset (SO_LINGER). Never raises: it can only fail for what is no open socket."""
+    """From here on a close sends a reset (SO_LINGER). Never raises: it can only fail for what is not an open socket."""
     with suppress(OSError):
         sock.setsockopt(SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
 

@@ -199,7 +199,7 @@ class Commands:
         try:
             await self._verbs["shutdown sessions"]({"target": target})
         except Refused as refused:
-            if refused.code is not Code.NOT_FOUND:  # no session is no error in HAProxy
+            if refused.code is not Code.NOT_FOUND:  # HAProxy does not call that an error
                 raise
         return ""
 

@@ -32,7 +32,7 @@ def asked_names(
                 if (names := _names_of(tests)) is None:
                     return None
             elif not tests or not all(test[:1] and test[0] in _HELLO and test[1:] in (["1"], ["eq", "1"]) for test in tests):
-                others += term  # with a sign in front it is no name of an acl, so it is here, and then not translated
+                others += term  # with a sign in front it is not an acl's name, so it is here, and then not translated
         clients = conditions.clients(["if", *others], dict(acls), port) if others else EVERYBODY
         if clients == NOBODY:
             continue

@@ -63,7 +63,7 @@ def hold_standard_descriptors() -> None:
 class ControllingTerminal:
     """The terminal that this process was started on. Asked after a SIGHUP: does it mean that the terminal was closed?
 
-    A descriptor of one that was closed is no terminal any more (EIO, tty_ioctl(4)). `nohup` ignores SIGHUP from the start:
+    A descriptor of one that was closed is not a terminal any more (EIO, tty_ioctl(4)). `nohup` ignores SIGHUP from the start:
     then the process is meant to live on.
     """
 

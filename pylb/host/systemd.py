@@ -41,7 +41,7 @@ class SystemdService:
         self._say("WATCHDOG=1")
 
     def successor(self, pid: int) -> bool:
-        """From now on another process is the service. False: systemd is too busy to be told now, so ask again.
+        """From now on another process is the service. False: systemd is too busy to take it now, so ask again.
 
         Never queued: systemd ignores what the new one says before this, and the old one may end while its queue waits.
         """

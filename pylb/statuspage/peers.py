@@ -3,7 +3,7 @@ whether it could have the floating address, asked for before `pylb standby`.
 
 pylb asks, not the browser, so the page's policy stays what it is. Where it asks is what the operator wrote into the config:
 no redirect is followed, nothing secret is sent, and an answer is bounded in time and size. Only the fields named here are
-taken from it, cut and made harmless, so an address that is no pylb's shows nothing of what is there.
+taken from it, cut and made harmless, so an address that does not belong to a pylb shows nothing of what is there.
 """
 
 import asyncio

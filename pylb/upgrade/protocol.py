@@ -47,7 +47,7 @@ class Conversation:
         self._open = True
 
     def say(self, word: str, fds: Sequence[int] = (), **more: Any) -> None:
-        """Send a message. It is no error if the other process is gone: `hear` reports that."""
+        """Send a message. It is not an error if the other process is gone: `hear` reports that."""
         try:
             self._channel.send(0, json.dumps({"say": word, **more}, separators=(",", ":")).encode(), fds)
         except ChannelClosed:

@@ -35,7 +35,7 @@ MEANINGS: dict[Code, tuple[str, str]] = {
     Code.TIMEOUT: ("the request was not complete in time", "call again"),
     Code.TOO_MANY: ("too many calls with this token, or without a valid one", "wait as long as Retry-After says"),
     Code.STATE_NOT_WRITABLE: ("pylb cannot write to its disk and accepts nothing new", "free or repair the disk; call again"),
-    Code.STORE_UNAVAILABLE: ("etcd cannot be reached, and a new name or port needs it", "mend etcd; call again"),
+    Code.STORE_UNAVAILABLE: ("etcd cannot be reached, and a new name or port needs it", "repair etcd; call again"),
     Code.UNAVAILABLE: ("pylb is stopping or starting", "call again after the time in Retry-After"),
 }
 

@@ -75,7 +75,7 @@ class Webhook:
         self._repeats = TokenBuckets(REPEAT_BURST, REPEAT_RATE, clock)
         self._beats = TokenBuckets(BEATS, BEAT_RATE, clock)  # all calls of a token and source
         self._all_beats = TokenBuckets(ALL_SOURCES * BEATS, ALL_SOURCES * BEAT_RATE, clock)  # all calls of a token
-        self._changes = TokenBuckets(limits.burst, limits.rate, clock)  # calls of a token and source that are no heartbeats
+        self._changes = TokenBuckets(limits.burst, limits.rate, clock)  # calls of a token and source that are not heartbeats
         self._all_changes = TokenBuckets(ALL_SOURCES * limits.burst, ALL_SOURCES * limits.rate, clock)  # of a token
         self._failures = TokenBuckets(limits.lockout, limits.lockout / 60, clock)  # calls of a source without a valid token
         self._guesses = TokenBuckets(GUESSES, GUESS_RATE, clock)

@@ -78,7 +78,7 @@ class MainConnection:
         self._lag = 0.0
         self.draining = False
         self.orphaned = False  # main is gone
-        self._hurried = False
+        self._hastened = False
 
     def begin(self, engine: Engine) -> None:
         """Start the connection. Call it before anything else."""
@@ -245,9 +245,9 @@ class MainConnection:
         self.draining = True
         self._engine.drain(deadline, accept=accept)
 
-    def hurry(self) -> None:
+    def hasten(self) -> None:
         """Called at SIGTERM. As long as main lives, it decides what a stop means; an orphan decides at its next tick."""
-        self._hurried = True
+        self._hastened = True
 
     def _be_orphan(self) -> None:
         """Main is gone: no new clients (its successor has them), and the live sessions get their time."""
@@ -269,8 +269,8 @@ class MainConnection:
     def tick(self, now: float, lag: float) -> None:
         """`lag`: seconds by which the loop's recent turns were late."""
         self._lag = lag
-        if self._hurried:
-            self._hurried = False
+        if self._hastened:
+            self._hastened = False
             if self.orphaned:
                 self.drain(now + self._timeouts.shutdown)
         self._flush()

@@ -86,7 +86,7 @@ def run(channel: Channel, hello: Hello, own_dials: OwnDials) -> None:
         recorded=hello.recorded,
     )
     link.begin(engine)
-    signal.signal(signal.SIGTERM, lambda _number, _frame: link.hurry())
+    signal.signal(signal.SIGTERM, lambda _number, _frame: link.hasten())
     collect_rarely()
     clock, on_ready = time.monotonic, engine.on_ready
     due = clock()

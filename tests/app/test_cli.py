@@ -233,7 +233,8 @@ def test_the_control_socket_refuses_what_it_does_not_understand(pylb: Instance) 
     assert error({"verb": "import", "items": 3})[0] == "invalid"
     assert error({"verb": "import", "items": [{"action": "add"}], "token": "app"})[0] == "invalid"
     item = {"dst-ip": "x", "frontend-port": str(pylb.port), "backend-port": "30000", "action": "add"}
-    assert error({"verb": "import", "items": [item], "token": "app"}) == ("invalid", f"port {pylb.port}: dst-ip is no address")
+    expected = "invalid", f"port {pylb.port}: dst-ip is not an IP address"
+    assert error({"verb": "import", "items": [item], "token": "app"}) == expected
     assert error({"verb": "dance"})[0] == "not_found"
     assert call(path, {"verb": "ping"}) == {"ok": True, "generation": 0, "config": str(pylb.file)}
 

@@ -144,7 +144,7 @@ def test_a_frontend_or_a_registration_is_explained_by_its_name(pylb: Instance, e
         ended = pylb.ask("explain", name)
         assert ended.stdout.startswith(f"port {pylb.port} is open here"), ended.stderr
     unknown = pylb.ask("explain", "nobody")
-    assert (unknown.returncode, "'nobody' is no frontend, no registration" in unknown.stderr) == (1, True)
+    assert (unknown.returncode, "nothing is called 'nobody': no frontend, no registration" in unknown.stderr) == (1, True)
 
 
 def test_a_refusal_is_of_its_frontend_ports_and_of_no_other_number_in_its_text(pylb: Instance, echo_port: int) -> None:
@@ -189,10 +189,10 @@ def test_a_client_without_its_proxy_header_is_refused_for_that_and_nothing_else(
         with pytest.raises(ConnectionResetError):
             client.recv(1)
     lines = explained(pylb, pylb.port)
-    assert lines[0].startswith("most clients are refused: 1 (proxy_header): what it sent first is no PROXY header")
+    assert lines[0].startswith("most clients are refused: 1 (proxy_header): it did not start with a PROXY header")
     [one] = pylb.get("/v1/sessions?ended=1").json["ended"]
     assert (one["code"], one["reason"]) == ("PR", "proxy_header")
-    assert "what it sent first is no PROXY header" in pylb.ask("explain", one["id"]).stdout.splitlines()[0]
+    assert "it did not start with a PROXY header" in pylb.ask("explain", one["id"]).stdout.splitlines()[0]
 
 
 def test_servers_that_refuse_are_the_first_thing_said(pylb: Instance) -> None:

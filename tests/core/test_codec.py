@@ -166,5 +166,5 @@ def test_a_tuple_of_an_older_pylb_lacks_what_came_later() -> None:
     """At an upgrade the old workers report to the new main: their Listen has no server name."""
     assert from_plain(Listen, ["tcp", "*", 443]) == Listen("tcp", "*", 443)
     for wrong in (["tcp", "*"], ["tcp", "*", 443, 0, "a.net", 1]):
-        with pytest.raises(Malformed, match="is no Listen"):
+        with pytest.raises(Malformed, match="is not of type Listen"):
             from_plain(Listen, wrong)

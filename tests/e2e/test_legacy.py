@@ -160,8 +160,8 @@ REFUSED: tuple[tuple[dict[str, str], int, str], ...] = (
     ({"path": "/hooks/another"}, 404, NOT_FOUND),
     ({"body": body(22, NODEPORT)}, 403, "token 'app' may not open port 22 (it may: 25-29999)"),
     ({"body": body(8443, NODEPORT, send_proxy="send-proxy-v3")}, 422, "send-proxy: 'send-proxy-v3' is not a PROXY"),
-    ({"body": body(8443, NODEPORT, dst_ip="169.254.169.254")}, 422, "169.254.169.254 is no target: it is link-local"),
-    ({"body": body(8443, NODEPORT, dst_ip="127.0.0.1")}, 422, "127.0.0.1 is no target: it is loopback"),
+    ({"body": body(8443, NODEPORT, dst_ip="169.254.169.254")}, 422, "169.254.169.254 cannot be a target: it is link-local"),
+    ({"body": body(8443, NODEPORT, dst_ip="127.0.0.1")}, 422, "127.0.0.1 cannot be a target: it is loopback"),
     ({"body": body(443, NODEPORT)}, 409, "port 443 is owned by registration 'shop' of token 'other'"),
 )
 

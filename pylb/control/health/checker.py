@@ -302,7 +302,7 @@ class Checker:
                 known.again_at = now + AGAIN * self._jitter()
             known.dials = checked(known.dials, found, now - began)
         if found != YES and not dialled:
-            return found, False  # whoever passes a check has answered; a wrong answer is no refusal
+            return found, False  # whoever passes a check has answered; a wrong answer is not a refusal
         known.last_check = (now, found)
         proof = prove(known.proof, found, self.defaults, now, jitter=self._jitter())
         proves = self.health_records.set_proof(known, proof)

@@ -91,7 +91,7 @@ async def _converse(epoll: select.epoll, sock: socket.socket, question: ProbeReq
     for step in conversation(check, question.target) or (Step(),):
         try:
             await _say(epoll, sock, unsaid + step.send)
-        except (ConnectionError, BlockingIOError):  # a send buffer that is full from the start is no server's
+        except (ConnectionError, BlockingIOError):  # BlockingIOError: the send buffer is full from the start
             gone = True  # what it sent before that still counts
         unsaid = b""
         verdict, answer = judge(check, step, answer, ended=gone)

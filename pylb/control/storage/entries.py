@@ -185,7 +185,7 @@ def read_seconds(value: object) -> float:
     """Raises ValueError, TypeError, OverflowError."""
     found = float(value)  # type: ignore[arg-type]
     if not 0 <= found <= _MOST_SECONDS:  # NaN is neither
-        raise ValueError(f"{value!r:.40} is no time in seconds")
+        raise ValueError(f"{value!r:.40} is not a time in seconds")
     return found
 
 
@@ -193,7 +193,7 @@ def read_moment(value: object) -> float:
     """A unix time. Raises as `read_seconds`."""
     found = float(value)  # type: ignore[arg-type]
     if not 0 <= found <= _MOST_MOMENT:
-        raise ValueError(f"{value!r:.40} is no unix time")
+        raise ValueError(f"{value!r:.40} is not a unix time")
     return found
 
 

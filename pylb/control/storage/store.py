@@ -164,7 +164,7 @@ class Store:
 
 
 def _open_lock(path: Path) -> int:
-    """Raises OSError. What is no file there is garbage: nobody can have locked it."""
+    """Raises OSError. What is there and not a file is garbage: nobody can have locked it."""
     # Read-only is enough to lock, and works where the disk has turned read-only under us.
     flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):

@@ -137,7 +137,7 @@ class Replica:
             self._writing.unwritten.add(key)
 
     def overstayed(self, key: Key) -> None:
-        """It was stale for too long. This is no release: whoever else hears it keeps it."""
+        """It was stale for too long. This is not a release: whoever else hears it keeps it."""
         self._leave(key)
 
     def _leave(self, key: Key) -> None:

@@ -38,7 +38,7 @@ export class Frontends {
     byId("jump").addEventListener("click", (event) => {
       const key = event.target.closest("a")?.dataset.key;
       if (key === undefined) return;
-      event.preventDefault(); // the element may not be there yet, and a second click is no change of the hash
+      event.preventDefault(); // the element may not be there yet, and a second click does not change the hash
       history.replaceState(null, "", `#${key}`);
       this.reveal(key);
     });
