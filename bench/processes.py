@@ -187,6 +187,19 @@ def _stat_fields(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
+def state(pid: int) -> str | None:
+    """The letter of its state (proc(5)): T is stopped, Z has ended and was not waited for. None: it is gone."""
+    try:
+        return _stat_fields(pid)[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def parent(pid: int) -> int:
+    """The pid of its parent. Raises FileNotFoundError."""
+    return int(_stat_fields(pid)[1])
+
+
 def _pss_bytes(pid: int) -> int:
     return _kib(Path(f"/proc/{pid}/smaps_rollup"), "Pss:") * 1024
 
@@ -204,7 +217,7 @@ def family(root: int) -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                children.setdefault(int(_stat_fields(int(entry.name))[1]), []).append(int(entry.name))
+                children.setdefault(parent(int(entry.name)), []).append(int(entry.name))
     family, queue = [], [root]
     while queue:
         family.append(queue[0])

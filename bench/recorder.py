@@ -23,6 +23,7 @@ from pylb.core.session import SessionRecord
 from pylb.core.table import Frontend, Server, make_table
 from pylb.forward.engine import Engine
 from pylb.forward.timers import TICK
+from pylb.host.loop_lag import GC_THRESHOLDS
 
 SIZE = 1000  # the default of recorder.sessions
 SLICE = 0.1  # seconds
@@ -57,7 +58,7 @@ def costs(seconds: float, folder: Path) -> list[list[float]]:
     with origin(wiring), started(argv, stderr=subprocess.DEVNULL):
         gc.collect()
         gc.freeze()
-        gc.set_threshold(10_000, 20, 100)  # as pylb does
+        gc.set_threshold(*GC_THRESHOLDS)
         _turn(engine, 0.5)
         end = time.monotonic() + seconds
         while time.monotonic() < end:

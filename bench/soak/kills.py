@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from bench.processes import BenchError, children
+from bench.processes import BenchError, children, state
 from bench.soak.unit import Unit
 
 PAUSE = (1.0, 8.0)  # seconds between two deaths
@@ -78,12 +78,8 @@ def _is_stopped(pid: int) -> bool:
     """False if it ended meanwhile."""
     deadline = time.monotonic() + STOPPED_SECONDS
     while time.monotonic() < deadline:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except FileNotFoundError:
-            return False
-        if state in "TZ":
-            return state == "T"
+        if (found := state(pid)) in (None, "T", "Z"):
+            return found == "T"
         time.sleep(0.001)  # noqa: TID251 - in a thread of its own
     raise BenchError(f"process {pid} does not stop")
 

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from pylb import __version__
-from pylb.control.health_sentence import Condition, condition, said, since_down, troubles
+from pylb.control.health_sentence import Condition, condition, said, since_down
 from pylb.control.registry import Registry
 from pylb.control.steps import in_turns
 from pylb.control.views import FrontendView
@@ -24,16 +24,8 @@ async def status(registry: Registry, counters: Counters, workers: int, *, reload
     async for one in in_turns(registry.each_frontend(), FRONTENDS):
         conditions.append(condition(one, down_at, now))
         rows.append(_frontend(one, counters.frontends.get(one.listen), conditions[-1]))
-    wrong = troubles(
-        durable=registry.durable,
-        preserving=registry.preserving,
-        reloaded=reloaded,
-        unserved=[one.name for one in registry.unserved()],
-        standby=registry.standby.left > 0,
-        cluster=registry.cluster(),
-    )
     return {
-        "health": said(conditions, wrong),
+        "health": said(conditions, registry.troubles(reloaded=reloaded)),
         "version": __version__,
         "pid": os.getpid(),
         "workers": workers,

@@ -16,7 +16,6 @@ from pylb.app.settings import Settings
 from pylb.app.welcome import first_steps
 from pylb.config import Config
 from pylb.control.event_log import Event
-from pylb.control.health_sentence import troubles
 from pylb.control.registry import Registry
 from pylb.control.tasks import Part
 from pylb.forward.engine import pipe_limit
@@ -64,12 +63,12 @@ class Reporting:
         self._started_at = started_at
         self._made: tuple[tuple[Config, bool, int], dict[str, Any]] | None = None
         self.counters = transfer.counters
-        history, rates = TimeSeries(forwarding.rate_samples), Rates()
+        series, rates = TimeSeries(forwarding.rate_samples), Rates()
         self._peers = Peers(self._configured_peers)
         self.peers_active = self._peers.active
-        self.feed = PageStream(registry, history, self._about, also=self.troubles, peers=self._peers.records)
+        self.feed = PageStream(registry, series, self._about, also=self.troubles, peers=self._peers.records)
         self._sampler = Sampler(
-            lambda: registry.table, transfer.parts, (history, rates), pids=forwarding.pids, sampled=self.feed.sampled
+            lambda: registry.table, transfer.parts, (series, rates), pids=forwarding.pids, sampled=self.feed.sampled
         )
         self.haproxy = View(registry, transfer.counters, self._facts, rates)
         self.page = Page(self.feed.stream)
@@ -132,15 +131,7 @@ class Reporting:
 
     def troubles(self) -> list[str]:
         """The problems of pylb itself."""
-        registry = self._registry
-        return troubles(
-            durable=registry.durable,
-            preserving=registry.preserving,
-            reloaded=self._settings.reloaded,
-            unserved=[one.name for one in registry.unserved()],
-            standby=registry.standby.left > 0,
-            cluster=registry.cluster(),
-        )
+        return self._registry.troubles(reloaded=self._settings.reloaded)
 
     def _facts(self) -> Facts:
         """For HAProxy's `show info`."""

@@ -100,6 +100,8 @@ def manifests_of(made: "GeneratedToken", join: str, options: dict[str, Any]) -> 
 
 def for_controller(options: dict[str, Any]) -> dict[str, Any]:
     """What `pylb token create --kubernetes-controller` means where nothing else is said."""
+    from pylb.core.auth import NODE_PORTS  # noqa: PLC0415
+
     if options["kubernetes"]:
         die("--kubernetes and --kubernetes-controller are two ways to open a port: choose one (docs/kubernetes.md)")
     if not options["targets"]:
@@ -110,7 +112,7 @@ def for_controller(options: dict[str, Any]) -> dict[str, Any]:
     return {
         "ports": options["ports"] or ["1-21", "23-65535"],  # a Service with port 22 would be where an operator's ssh goes
         "names": options["names"] or ["*"],
-        "target_ports": options["target_ports"] or ["30000-32767", "10256"],
+        "target_ports": options["target_ports"] or [str(NODE_PORTS), "10256"],  # the second is kube-proxy's health port
         "namespace": _label("--namespace", options["namespace"] or "pylb-system"),
     }
 

@@ -15,6 +15,7 @@ from pylb.control.event_log import Event, Rejection
 from pylb.control.health.prober import Ask, ProbeRequest, probe_request
 from pylb.control.health.prober import ask as ask_server
 from pylb.control.health.resolver import Resolve
+from pylb.control.health_sentence import troubles
 from pylb.control.merged import MergedRegistrations
 from pylb.control.operator_commands import OperatorCommands
 from pylb.control.periodic import PeriodicWork
@@ -322,6 +323,17 @@ class Registry:
     def closes_at(self, listen: Listen) -> float | None:
         """When a port closes that only stale registrations hold (unix time); None: not because of that."""
         return self._state.liveness.port_closes_at(listen, self._desired)
+
+    def troubles(self, *, reloaded: bool) -> list[str]:
+        """The problems of pylb itself. `reloaded`: the config on disk is in force."""
+        return troubles(
+            durable=self.durable,
+            preserving=self.preserving,
+            reloaded=reloaded,
+            unserved=[one.name for one in self.unserved()],
+            standby=self.standby.left > 0,
+            cluster=self.cluster(),
+        )
 
     def cluster(self) -> ClusterView | None:
         """None: this pylb has its table for itself."""

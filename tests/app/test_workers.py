@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.processes import state
 from tests.app.instance import Instance, echo
 from tests.support.ports import free_port
 from tests.support.processes import Process
@@ -41,10 +42,7 @@ def memory(pid: int, what: str) -> int:
 
 
 def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    return state(pid) not in (None, "Z")
 
 
 def is_open(sock: socket.socket) -> bool:

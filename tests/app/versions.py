@@ -4,15 +4,13 @@ import shutil
 import sys
 from pathlib import Path
 
+from bench.processes import state
 from tests.app.instance import Instance
 from tests.support.processes import ROOT
 
 
 def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
+    return state(pid) in (None, "Z")
 
 
 def known(pylb: Instance) -> list[int]:

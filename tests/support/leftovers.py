@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from bench.processes import parent
 from tests.support.waiting import eventually
 
 PATIENCE = 5.0  # seconds until a process that is ending has to be gone
@@ -85,4 +86,4 @@ def _names(text: str, folder: str) -> bool:
 def _ancestors(pid: int) -> Iterable[int]:
     while pid:
         yield pid
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        pid = parent(pid)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.processes import state
 from tests.support.cgroups import ROOTS, end, end_those_of_dead_runs
 from tests.support.leftovers import Run
 from tests.support.netns import run as command
@@ -123,8 +124,8 @@ def test_machines_of_a_run_that_was_killed_are_ended_and_those_of_others_are_not
         end_those_of_dead_runs()
 
         assert not (roots[0] / dead).exists()
-        states = {folder: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for folder, pid in pids.items()}
-        assert {folder for folder, state in states.items() if state == "Z"} == {one for one in pids if dead in one.parts}
+        states = {folder: state(pid) for folder, pid in pids.items()}
+        assert {folder for folder, found in states.items() if found == "Z"} == {one for one in pids if dead in one.parts}
     finally:
         for name in (dead, living, foreign):
             end(name)
