@@ -18,7 +18,7 @@ from pylb.upgrade.sockets import ListeningSockets
 from pylb.workers.archive import CodeArchive
 from pylb.workers.fleet import Fleet, FleetObserver
 from pylb.workers.in_process import InProcessEngine
-from pylb.workers.messages import VERSION, Counted, Hello
+from pylb.workers.messages import VERSION, CountsByListen, Hello
 
 log = logging.getLogger("pylb")
 
@@ -51,7 +51,7 @@ class Forwarding(Sink, SessionControl, Protocol):
     async def counters(self) -> Counters:
         """The counters as they are now."""
 
-    def parts(self) -> Sequence[Counted]:
+    def parts(self) -> Sequence[CountsByListen]:
         """The counts whose sum is `counters`, as far as they are known without asking the workers."""
 
     def drain(self, deadline: float, *, accept: bool = ...) -> None:

@@ -11,7 +11,7 @@ from pylb.core.codec import Malformed
 from pylb.forward.counters import Counters
 from pylb.upgrade.protocol import ANSWER, PROTOCOL, VARIABLE, Conversation, Refusal, report_of
 from pylb.workers.channel import BadFrame
-from pylb.workers.messages import Counted
+from pylb.workers.messages import CountsByListen
 from pylb.workers.totals import Totals
 
 log = logging.getLogger("pylb")
@@ -64,7 +64,7 @@ class Predecessors:
         """`counters` plus the counts of the predecessors."""
         return await self._totals.added(counters) if self._next else counters
 
-    def parts(self) -> list[Counted]:
+    def parts(self) -> list[CountsByListen]:
         """Their counts, according to their last reports."""
         return self._totals.parts()
 

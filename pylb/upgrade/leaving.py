@@ -14,7 +14,7 @@ from pylb.upgrade.arriving import Predecessors
 from pylb.upgrade.sockets import ListeningSockets
 from pylb.web.control_socket import ControlSocket
 from pylb.web.server import HttpServer
-from pylb.workers.messages import ChangedCounters, Counted, Report, counted, report
+from pylb.workers.messages import ChangedCounters, CountsByListen, Report, frontend_count, report
 
 log = logging.getLogger("pylb")
 
@@ -24,7 +24,7 @@ class CounterSource(Protocol):
 
     async def counters(self) -> Counters: ...
 
-    def parts(self) -> Sequence[Counted]: ...
+    def parts(self) -> Sequence[CountsByListen]: ...
 
 
 class StateLost(Exception):  # noqa: N818 - a condition that one line describes
@@ -105,7 +105,7 @@ class Transfer:
         """The counters of this pylb and of the previous ones."""
         return await self._before.added(await self._forwarding.counters())
 
-    def parts(self) -> list[Counted]:
+    def parts(self) -> list[CountsByListen]:
         """The counts whose sum is `counters`, without asking anybody: a worker's are up to a second old."""
         return [*self._forwarding.parts(), *self._before.parts()]
 
@@ -115,7 +115,7 @@ class Transfer:
         self._changes.look(counters)
         while True:
             some = self._changes.waiting()
-            yield report(counters, 0.0, tuple(counted(listen, counters.frontends[listen]) for listen in some))
+            yield report(counters, 0.0, tuple(frontend_count(listen, counters.frontends[listen]) for listen in some))
             self._changes.reported(some)
             if not self._changes:
                 break

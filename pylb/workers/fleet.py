@@ -22,7 +22,7 @@ from pylb.workers.channel import BadFrame
 from pylb.workers.messages import (
     Applied,
     ConnectEnded,
-    Counted,
+    CountsByListen,
     Drain,
     FaultReport,
     Hello,
@@ -143,7 +143,7 @@ class Fleet:
         blank.frontends = {listen: FrontendCounters(one.name) for listen, one in self._sink.table.frontends.items()}
         return await self._totals.added(blank)
 
-    def parts(self) -> list[Counted]:
+    def parts(self) -> list[CountsByListen]:
         """The counts whose sum is `counters`, according to the workers' reports, which come once a second."""
         return self._totals.parts()
 

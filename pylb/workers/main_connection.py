@@ -40,9 +40,9 @@ from pylb.workers.messages import (
     Response,
     TableChange,
     TablePart,
-    counted,
     decoded,
     encoded,
+    frontend_count,
     report,
 )
 
@@ -291,7 +291,7 @@ class MainConnection:
     def _report_some(self) -> None:
         """Report the state of the worker, and some of what changed: a thousand busy frontends at once would delay the bytes."""
         counters, some = self._engine.counters, self._changes.waiting()
-        found = tuple(counted(listen, counters.frontends[listen]) for listen in some if listen in counters.frontends)
+        found = tuple(frontend_count(listen, counters.frontends[listen]) for listen in some if listen in counters.frontends)
         self._say(report(counters, self._lag, found))
         self._changes.reported(some)
         if not self._changes:

@@ -244,10 +244,10 @@ def decoded(frame: Frame) -> Any:
 
 # ------------------------------------------------------------ counters as messages
 
-Counted = Mapping[Listen, FrontendCounters] | Mapping[Listen, FrontendCount]  # an engine's own, or reported ones
+CountsByListen = Mapping[Listen, FrontendCounters] | Mapping[Listen, FrontendCount]  # an engine's own, or reported ones
 
 
-def counted(listen: Listen, counters: FrontendCounters) -> FrontendCount:
+def frontend_count(listen: Listen, counters: FrontendCounters) -> FrontendCount:
     return FrontendCount(
         listen,
         counters.name,

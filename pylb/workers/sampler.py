@@ -14,7 +14,7 @@ from pylb.core.address import Listen
 from pylb.core.table import Frontend, Table
 from pylb.forward.counters import CONNECT_BOUNDS, FrontendCounters, Histogram
 from pylb.host.process_stat import process_stat
-from pylb.workers.messages import Counted, FrontendCount
+from pylb.workers.messages import CountsByListen, FrontendCount
 
 PERIOD = 1.0  # seconds between two looks
 PER_TURN = 20  # frontends between two turns of the loop: with ten servers each, ~2 ms
@@ -70,7 +70,7 @@ class Sampler:
     def __init__(
         self,
         table: Callable[[], Table],
-        parts: Callable[[], Sequence[Counted]],
+        parts: Callable[[], Sequence[CountsByListen]],
         consumers: Sequence[Consumer],
         *,
         pids: Callable[[], Sequence[int]] = tuple,
@@ -117,7 +117,7 @@ class Sampler:
         self._sampled()
 
 
-def count(listen: Listen, parts: Sequence[Counted], known: FrontendSum | None = None) -> FrontendSum:
+def count(listen: Listen, parts: Sequence[CountsByListen], known: FrontendSum | None = None) -> FrontendSum:
     """The sum over all parts; or `known`, the previous sum, if nothing has happened there since."""
     found = [one for part in parts if (one := part.get(listen)) is not None]
     if known is not None and _quiet(found, known):

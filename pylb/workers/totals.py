@@ -7,7 +7,7 @@ from pylb.control.steps import in_turns
 from pylb.core.address import Listen
 from pylb.core.table import Diff, Frontend, Table
 from pylb.forward.counters import Counters, FrontendCounters
-from pylb.workers.messages import PIECE, Counted, FrontendCount, Report, add, counted
+from pylb.workers.messages import PIECE, CountsByListen, FrontendCount, Report, add, frontend_count
 
 # Fields of Counters and Report that stay when their process is gone, and those that do not.
 _SINCE_THE_START = ("faults", "pipe_fallbacks", "bytes_spliced")
@@ -71,7 +71,7 @@ class Totals:
         for label in gone.servers.keys() - labels:
             gone.forgotten += gone.servers.pop(label).closed.total()
 
-    def parts(self) -> list[Counted]:
+    def parts(self) -> list[CountsByListen]:
         """Each source's last report, and the totals of those that are gone."""
         return [*self._frontends.values(), self._gone]
 
@@ -80,9 +80,9 @@ class Totals:
         total = Counters(base.max_connections)
         async for listen, own in in_turns(list(base.frontends.items()), PIECE):
             into = total.frontends[listen] = FrontendCounters(own.name)
-            add(into, counted(listen, own))
+            add(into, frontend_count(listen, own))
             if (gone := self._gone.get(listen)) is not None:
-                add(into, counted(listen, gone))
+                add(into, frontend_count(listen, gone))
             for known in self._frontends.values():
                 if listen in known:
                     add(into, known[listen])

@@ -11,7 +11,7 @@ from pylb.core.policy import Policy
 from pylb.core.table import DOWN, Frontend, Server, Table, make_table
 from pylb.forward.counters import FrontendCounters, ServerCounters
 from pylb.haproxy.rates import WINDOW, Average, Meter, Rates
-from pylb.workers.messages import Counted, counted
+from pylb.workers.messages import CountsByListen, frontend_count
 from pylb.workers.sampler import FrontendSum, Moment, Sampler, count
 
 WEB, MAIL = Listen("tcp", "*", 443), Listen("tcp", "*", 25)
@@ -71,9 +71,9 @@ def test_rates_are_what_was_gained_since_the_last_look() -> None:
 
 def test_processes_are_added_up_whether_they_count_here_or_reported() -> None:
     rates = Rates()
-    there = {WEB: counted(WEB, frontend(40, live=2))}
+    there = {WEB: frontend_count(WEB, frontend(40, live=2))}
     for now, begun in ((10.0, 10), (11.0, 20)):
-        parts: list[Counted] = [{WEB: frontend(begun, live=1)}, there]
+        parts: list[CountsByListen] = [{WEB: frontend(begun, live=1)}, there]
         sampled(rates, Moment(now, 0.0), table(WEB), WEB, count(WEB, parts))
     assert (rates.proxies[WEB].sessions.rate, rates.proxies[WEB].sessions.peak) == (10, 3)
     assert rates.totals([frontend(20), frontend(40)]) == (60, 62, 6600)

@@ -9,7 +9,7 @@ from pylb.core.codec import to_plain
 from pylb.forward.counters import Counters, FrontendCounters
 from pylb.upgrade.arriving import Predecessors, inherit
 from pylb.upgrade.protocol import VARIABLE, Conversation, Refusal
-from pylb.workers.messages import counted, report
+from pylb.workers.messages import frontend_count, report
 
 
 @pytest.mark.parametrize("text", ["x", "-1", "²", "99999999999", "999999"])
@@ -20,7 +20,7 @@ async def test_a_channel_to_nobody_is_a_refusal(text: str) -> None:
 
 async def test_counters_of_another_form_begin_anew_and_end_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """As of a version with other buckets."""
-    one = counted(Listen("tcp", "*", 443), FrontendCounters("web"))._replace(connect_seconds=(1, 2, 3))
+    one = frontend_count(Listen("tcp", "*", 443), FrontendCounters("web"))._replace(connect_seconds=(1, 2, 3))
     count = to_plain(tuple(report(Counters(9), 0.0, (one,))))
     ours, theirs = socket.socketpair()
     conversation, other = Conversation(ours), Conversation(theirs)

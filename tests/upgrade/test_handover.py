@@ -18,7 +18,7 @@ from pylb.upgrade.handover import INTRODUCED, READY, SERVING, OldProcess, hand_o
 from pylb.upgrade.protocol import PROTOCOL, Conversation, Refusal, report_of
 from pylb.upgrade.successor import ENDED
 from pylb.web.unix import UNLINK
-from pylb.workers.messages import Report, counted, report
+from pylb.workers.messages import Report, frontend_count, report
 
 
 async def test_counts_go_on_after_more_at_once_than_a_successor_takes_and_the_last_ones_arrive(
@@ -26,7 +26,7 @@ async def test_counts_go_on_after_more_at_once_than_a_successor_takes_and_the_la
 ) -> None:
     """Those of a thousand busy frontends are three times what the socket holds; what was left of them was never sent."""
     listens = [Listen("tcp", "*", port) for port in range(1, 3000)]
-    many = tuple(counted(listen, FrontendCounters(f"web-{listen.port}")) for listen in listens)
+    many = tuple(frontend_count(listen, FrontendCounters(f"web-{listen.port}")) for listen in listens)
     monkeypatch.setattr("pylb.upgrade.handover.REPORT", 0.0)
 
     class Old:

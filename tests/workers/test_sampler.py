@@ -7,7 +7,7 @@ from pylb.core.address import Address, Listen
 from pylb.core.policy import Policy
 from pylb.core.table import Frontend, Server, Table, make_table
 from pylb.forward.counters import FrontendCounters, ServerCounters
-from pylb.workers.messages import counted
+from pylb.workers.messages import frontend_count
 from pylb.workers.sampler import FrontendSum, Moment, Sampler, ServerSum, count
 
 A, B = Listen("tcp", "*", 443), Listen("tcp", "*", 25)
@@ -28,7 +28,7 @@ def counters(
 
 def test_what_an_engine_counts_and_what_workers_report_add_up() -> None:
     own = {A: counters(2, 10, 100, {0.002: 3})}
-    reported = {A: counted(A, counters(1, 5, 50, {0.002: 1, 0.2: 1}))}
+    reported = {A: frontend_count(A, counters(1, 5, 50, {0.002: 1, 0.2: 1}))}
     found = count(A, [own, reported, {}])
     assert (found.sessions, found.total, found.bytes_in) == (3, 15, 150)
     assert found.servers == {"pod": ServerSum(3, 15)}

@@ -19,7 +19,17 @@ from pylb.workers.archive import CodeArchive
 from pylb.workers.channel import Channel
 from pylb.workers.fleet import Fleet, FleetObserver
 from pylb.workers.main_connection import MainConnection
-from pylb.workers.messages import PIECE, VERSION, Hello, TableChange, TablePart, counted, encoded, numbered_frontend, report
+from pylb.workers.messages import (
+    PIECE,
+    VERSION,
+    Hello,
+    TableChange,
+    TablePart,
+    encoded,
+    frontend_count,
+    numbered_frontend,
+    report,
+)
 from tests.support.counting import counting
 
 FEW, MANY = 20, 400
@@ -98,7 +108,7 @@ def fleet(table: Table) -> Iterator[Callable[[Table], object]]:
     )
     try:
         made.apply(table)
-        counts = [counted(listen, FrontendCounters(one.name)) for listen, one in table.frontends.items()]
+        counts = [frontend_count(listen, FrontendCounters(one.name)) for listen, one in table.frontends.items()]
         made._totals.heard(7, report(Counters(100), 0.0, tuple(counts)))
         yield made.apply
     finally:

@@ -7,7 +7,7 @@ from pylb.core.policy import Policy
 from pylb.core.table import Diff, Frontend, Server, Table, diff, make_table
 from pylb.forward.counters import Counters, FrontendCounters, ServerCounters
 from pylb.workers.channel import BadFrame
-from pylb.workers.messages import Report, add, counted, report
+from pylb.workers.messages import FrontendCount, Report, ServerCount, add, frontend_count, report
 from pylb.workers.totals import Totals
 
 WEB, MAIL = Listen("tcp", "*", 443), Listen("tcp", "*", 25)
@@ -34,7 +34,7 @@ def said(sessions: int, *, ended: int, server: str = "a", listen: Listen = WEB) 
     process = Counters(100)
     process.open_sessions, process.faults = sessions, ended
     process.accept_errors["EMFILE"] = ended
-    return report(process, 0.25, (counted(listen, one),))
+    return report(process, 0.25, (frontend_count(listen, one),))
 
 
 def blank(*listens: Listen) -> Counters:
@@ -76,7 +76,7 @@ def full(of: int) -> FrontendCounters:
 def test_every_counter_of_a_frontend_and_its_servers_adds_up(live: bool) -> None:
     into = FrontendCounters("web")
     for of in (100, 200):
-        add(into, counted(WEB, full(of)), live=live)
+        add(into, frontend_count(WEB, full(of)), live=live)
     small, large = full(100), full(200)
     for whole, one, other in ((into, small, large), (into.servers["a"], small.servers["a"], large.servers["a"])):
         for name in set(whole.__slots__) - {"name", "servers", "connect_seconds", "session_seconds"}:
@@ -171,3 +171,9 @@ async def test_sums_are_added_and_of_maxima_the_highest_stays() -> None:
     assert (one.longest_queue, one.longest_connect, one.longest_total, one.last_at) == (5.0, 5.0, 5.0, 5.0)
     assert (found.bytes_spliced, found.pipes_lent, found.runnable) == (200, 3, 1)
     assert [WEB in part for part in totals.parts()] == [True, True]
+
+
+def test_every_counter_of_a_process_is_in_its_reports() -> None:
+    """One that is missing there would be 0 with workers, on every page."""
+    assert set(FrontendCount._fields) - {"listen", "connect_total", "session_total"} == set(FrontendCounters.__slots__)
+    assert set(ServerCount._fields) == set(ServerCounters.__slots__)
