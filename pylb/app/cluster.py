@@ -21,6 +21,7 @@ from pylb.web.tls import load_pair
 
 if TYPE_CHECKING:
     from pylb.cluster.etcd import Credentials
+    from pylb.cluster.examination import Answer
     from pylb.cluster.shared import Shared
 
 Report = Callable[[str, str, bool], None]  # kind, text, alarm
@@ -68,6 +69,19 @@ async def make_cluster(config: Config, report: Report) -> Cluster | None:
     settings = ClusterSettings(balancer_name(config), etcd.prefix, config.state_dir, etcd.timeout)
     shared = Shared(settings, lambda known: Client(etcd.endpoints, known, waits=waits), report, credentials=credentials)
     return Cluster(shared, etcd, credentials.wrong, report)
+
+
+async def examine(config: Config) -> "list[Answer]":
+    """What etcd answers to `pylb doctor`; nothing without `cluster.etcd`. Raises CannotStart."""
+    etcd = config.cluster.etcd
+    if etcd is None:
+        return []
+    from pylb.cluster.etcd import Waits  # noqa: PLC0415
+    from pylb.cluster.examination import examine as answers  # noqa: PLC0415
+
+    credentials = await asyncio.to_thread(read_credentials, etcd)
+    waits = Waits(call=etcd.timeout, silence=etcd.timeout)
+    return [one async for one in answers(balancer_name(config), etcd.endpoints, etcd.prefix, credentials, waits)]
 
 
 def read_credentials(etcd: Etcd) -> "Credentials":

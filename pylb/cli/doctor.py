@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pylb.app.cluster import examine as examine_etcd
 from pylb.app.descriptors import budget
+from pylb.app.errors import CannotStart
 from pylb.cli.progress import progress
 from pylb.cli.tables import clock, size
 from pylb.config import Config
@@ -64,6 +66,9 @@ def _examine(config: Config, now: Callable[[str], None]) -> Iterator[Finding]:
     ]
     for look in looks:
         yield from look(config)
+    if config.cluster.etcd is not None:
+        now("asking etcd")
+        yield from _etcd(config)
     now("running the checks of the config")
     yield from _checks(config)
 
@@ -200,6 +205,13 @@ def _pipes(_config: Config) -> Iterator[Finding]:
 def _advertise(config: Config) -> Iterator[Finding]:
     found = config.advertise or "not set: join strings have this machine's own address"
     yield Finding("advertise", True, found)
+
+
+def _etcd(config: Config) -> Iterator[Finding]:
+    try:
+        yield from (Finding(*one) for one in asyncio.run(examine_etcd(config)))
+    except CannotStart as error:
+        yield Finding("cluster.name", False, str(error), "a name that no other balancer has")
 
 
 def _checks(config: Config) -> Iterator[Finding]:

@@ -11,4 +11,5 @@ memory         what a balancer remembers over a restart, as JSON; disk: its file
 sync           the loop: list, watch, write
 shared         between control (control/sharing.py) and core/merge; registrations: from one to the other, and this
                balancer's own scope; overview: what an operator sees
+examination    what `pylb doctor` asks etcd
 """

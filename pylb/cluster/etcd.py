@@ -6,9 +6,11 @@ because a call without an answer may have happened: whoever made it has to look.
 
 import asyncio
 import ssl
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn, Self
 
 import aiohttp
@@ -79,6 +81,7 @@ class Etcd:
         self._waits = waits
         self._sleep = sleep
         self._token = ""
+        self._date = ""  # when the last call was answered, by etcd's clock
         self._authenticating = asyncio.Lock()
         self._next_authentication = 0.0  # the loop's time
         self._http: aiohttp.ClientSession | None = None
@@ -146,6 +149,14 @@ class Etcd:
         """End the lease; its keys are deleted at once. Raises LeaseGone."""
         await self._call("/v3/lease/revoke", {"ID": str(lease)})
 
+    async def status(self) -> gateway.Status:
+        """Of the member that is asked."""
+        status = gateway.read_status(await self._call("/v3/maintenance/status", {}))
+        try:
+            return status._replace(ahead=parsedate_to_datetime(self._date).timestamp() - time.time())
+        except ValueError:  # it has no date that can be read
+            return status
+
     async def watch(self, prefix: bytes, after: int, seen: Callable[[int, Sequence[Event]], None]) -> NoReturn:
         """Call `seen` with all events of each revision after `after`; with none if nothing happened up to that revision.
 
@@ -191,6 +202,7 @@ class Etcd:
         try:
             async with asyncio.timeout(self._waits.call), self._post(endpoint, path, body, token) as response:
                 answer = await _read(response)
+                self._date = response.headers.get("Date", "")
                 if response.status != 200:
                     raise gateway.failure(response.status, answer)
                 return answer

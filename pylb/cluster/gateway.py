@@ -63,6 +63,18 @@ class Page(NamedTuple):
     more: bool
 
 
+class Status(NamedTuple):
+    """A member of etcd, as it sees itself."""
+
+    version: str
+    member: int
+    cluster: int
+    leader: int  # the member that leads; 0: it knows none
+    database: int  # bytes on its disk
+    errors: tuple[str, ...]  # alarms, also of the other members
+    ahead: float | None = None  # seconds between its clock and this machine's; None: it did not say
+
+
 class Outcome(NamedTuple):
     succeeded: bool
     revision: int
@@ -159,6 +171,22 @@ def read_keepalive(body: bytes) -> int:
     answer = as_object(body)
     with _StrictReading(body):
         return _integer(answer["result"], "TTL")
+
+
+def read_status(body: bytes) -> Status:
+    answer = as_object(body)
+    with _StrictReading(body):
+        header, errors = answer["header"], answer.get("errors", [])
+        if not isinstance(errors, list):
+            raise TypeError("errors")
+        return Status(
+            visible(_text(answer, "version")[:40]),
+            _unsigned(header, "member_id"),
+            _unsigned(header, "cluster_id"),
+            _unsigned(answer, "leader"),
+            _integer(answer, "dbSize"),
+            tuple(visible(str(one)[:200]) for one in errors[:10]),
+        )
 
 
 def read_token(body: bytes) -> str:
@@ -260,6 +288,14 @@ def _integer(fields: dict[str, Any], name: str) -> int:
     return int(value)
 
 
+def _unsigned(fields: dict[str, Any], name: str) -> int:
+    """The id of a member or a cluster: 64 bits without a sign."""
+    value = fields.get(name, "0")
+    if not isinstance(value, str) or not _UNSIGNED.fullmatch(value):
+        raise ValueError(name)
+    return int(value)
+
+
 def _text(fields: dict[str, Any], name: str) -> str:
     value = fields.get(name, "")
     if not isinstance(value, str):
@@ -307,6 +343,7 @@ def _no_gateway(status: int, body: bytes) -> EtcdError:
 _EVENTS = re.compile(r'"events"\s*:\s*\[\s*')
 _BETWEEN = re.compile(r"\s*,?\s*")
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
+_UNSIGNED = re.compile(r"[0-9]{1,20}")
 # etcd's api/v3rpc/rpctypes: the same code stands for several of these.
 _MEANINGS: dict[str, type[EtcdError]] = {
     "database space exceeded": Full,

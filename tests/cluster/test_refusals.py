@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pylb.cluster.etcd import AUTHENTICATE_EVERY, Credentials, Etcd, Login
+from pylb.cluster.etcd import AUTHENTICATE_EVERY, Credentials, Etcd, Login, Waits
+from pylb.cluster.examination import examine
 from pylb.cluster.gateway import Denied, Txn, Unreachable
 from tests.support.certificate import self_signed
 from tests.support.etcd import Member, b64, one_member
@@ -84,6 +85,16 @@ async def test_wrong_credentials_and_missing_rights_are_named(guarded: Member) -
             await etcd.list(b"/theirs/")
         with pytest.raises(Denied, match="permission denied"):
             await etcd.watch(b"/theirs/", 1, _raise)
+
+
+async def test_doctor_names_missing_rights(guarded: Member) -> None:
+    waits = Waits(call=3.0, silence=3.0)
+    for prefix, ok in (("/mine", True), ("/theirs", False)):
+        login = Credentials(Login("pylb", "secret"))
+        found = {one.what: one async for one in examine("lb-a", [guarded.url], prefix, login, waits)}
+        assert found[f"etcd {guarded.url}"].ok
+        assert found["etcd's keys"].ok is ok
+    assert "permission denied" in found["etcd's keys"].found
 
 
 async def test_a_gateway_that_is_off_is_named(tmp_path: Path) -> None:

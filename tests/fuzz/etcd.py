@@ -45,7 +45,8 @@ def _watched(data: bytes) -> list[gateway.Event]:
 
 def _every_answer(data: bytes) -> None:
     """It raises nothing but EtcdError, whichever call it answers."""
-    for read in (gateway.read_page, gateway.read_outcome, gateway.read_grant, gateway.read_keepalive, gateway.read_token):
+    reads = (gateway.read_page, gateway.read_outcome, gateway.read_grant, gateway.read_keepalive, gateway.read_status)
+    for read in (*reads, gateway.read_token):
         try:
             read(data)
         except EtcdError:
