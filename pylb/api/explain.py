@@ -10,6 +10,7 @@ from typing import Any
 from pylb.api.routes import rows
 from pylb.control.event_log import Rejection
 from pylb.control.registry import VIEWS, Registry
+from pylb.control.sharing import PortView
 from pylb.control.steps import in_turns
 from pylb.control.storage.table_history import Generation
 from pylb.control.views import RegistrationView
@@ -86,7 +87,8 @@ async def explain(
         listens = routes_for(listens, asked)
     refused = [one for one in registry.rejected() if port[1] in one.ports][-MOST_REFUSED:]
     history = registry.history(_text(port))
-    if not listens and not refused and not history:
+    shared = None if registry.sharing is None else registry.sharing.port(port)
+    if not listens and not refused and not history and (shared is None or not shared.heard):
         raise Refused(Code.NOT_FOUND, f"port {_text(port)}: no frontend, no registration, and no call about it was refused")
     unbound = {str(listen): reason for listen, reason in registry.unbound().items() if listen.has(port)}
     open_ = [listen for listen in listens if str(listen) not in unbound]
@@ -107,6 +109,27 @@ async def explain(
         **_counts(counters, listens),
         "recorded": [trace_json(one) for one in recorded],
         "history": [change for one in history for change in _changes(one, port)][-MOST_HISTORY:],
+        **({} if shared is None else {"cluster": _cluster(shared, registry.cluster_trouble())}),
+    }
+
+
+def _cluster(shared: PortView, trouble: str | None) -> dict[str, Any]:
+    """What the balancers that share the table know of the port."""
+    return {
+        "trouble": trouble,
+        "owners": [{"what": what, "owner": owner} for what, owner in shared.owners],
+        "heard": [
+            {
+                "registration": one.registration,
+                "balancer": one.balancer,
+                "present": one.present,
+                "here": one.here,
+                "state": one.state,
+                "address": one.address,
+            }
+            for one in shared.heard
+        ],
+        "unserved": [{"registration": registration, "why": why} for registration, why in shared.unserved],
     }
 
 

@@ -27,6 +27,13 @@ class Reloaded(NamedTuple):
     lines: list[str]
 
 
+class Planned(NamedTuple):
+    """The effect of a change. `others`: what the balancers will hear of it that share the table, in sentences."""
+
+    lines: list[ChangeLine]
+    others: list[str]
+
+
 async def steps(lines: Iterable[ChangeLine], sessions: Iterable[SessionView]) -> list[dict[str, Any]]:
     """One per line: what, port, frontend, text, and the number of live sessions concerned. The loop runs in between: there may
     be tens of thousands of sessions, and a thousand lines."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pylb.control.registry import VIEWS, Registry
+from pylb.control.sharing import Sharing
 from pylb.control.steps import in_turns
 from pylb.control.views import STATIC, ServerView, by_port, routes_of_ports
 from pylb.core.address import PortKey
@@ -35,12 +36,16 @@ async def rows(registry: Registry, port: PortKey | None = None) -> list[dict[str
         head = listen_json(listen) | {"listen": str(listen)}
         head |= {"frontend": frontend.name, "unbound": unbound.get(listen)}
         names = unresolved.get(listen, ())
-        found.append(head | (_no_server(names, routes[listen]) if view is None else _server(view, leases, now)))
+        row = _no_server(names, routes[listen]) if view is None else _server(view, leases, now)
+        found.append(head | row | heard_by(registry.sharing, view))
     for later in registry.unserved():
         why = f"needs {', '.join(later.needs)}, which this version of pylb does not know; the entry is kept"
         head = {"frontend": later.name, "unbound": None}
         found += [
-            {**port_json(number, protocol), "listen": None, **head} | _no_server() | {"state": "not served", "why": why}
+            {**port_json(number, protocol), "listen": None, **head}
+            | _no_server()
+            | {"state": "not served", "why": why}
+            | heard_by(registry.sharing)
             for protocol, number in later.ports
             if port is None or port == (protocol, number)
         ]
@@ -54,6 +59,14 @@ def _places(table: Table, views: Iterator[ServerView]) -> Iterator[tuple[Fronten
             yield frontend, None
         for _ in frontend.servers:
             yield frontend, next(views)
+
+
+def heard_by(sharing: Sharing | None, view: ServerView | None = None) -> dict[str, list[str]]:
+    """Which balancers hear the registrations of a server: a field only where the table is shared."""
+    if sharing is None:
+        return {}
+    keys = [holder.key for holder in view.held_by if holder.key is not None] if view is not None else []
+    return {"heard_by": sorted({name for key in keys for name in sharing.hearers(key) or (sharing.name,)})}
 
 
 def legacy_notes(registry: Registry) -> list[str]:

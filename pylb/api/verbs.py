@@ -11,7 +11,7 @@ from pylb.api.cluster import cluster_verbs
 from pylb.api.completion import request_of
 from pylb.api.completion import words as completions
 from pylb.api.explain import explain, ports_of, recorded_of
-from pylb.api.plan import Reloaded, steps
+from pylb.api.plan import Planned, Reloaded, steps
 from pylb.api.routes import legacy_notes, rows
 from pylb.api.status import status
 from pylb.config import ConfigErrors
@@ -28,7 +28,6 @@ from pylb.core.policy import AdminState
 from pylb.core.recorder import SessionTrace, parse_session_id
 from pylb.core.registration import parse_native
 from pylb.core.session import SessionView
-from pylb.core.table_diff import ChangeLine
 from pylb.core.text import counted
 from pylb.forward.counters import Counters
 from pylb.host.machine import knock
@@ -68,7 +67,7 @@ class AppOperations(Protocol):
 
     async def read_keys(self) -> None: ...
 
-    async def plan(self, path: Path, text: str) -> list[ChangeLine]: ...
+    async def plan(self, path: Path, text: str) -> Planned: ...
 
     @property
     def reloaded(self) -> bool: ...
@@ -119,14 +118,15 @@ def _views(registry: Registry, service: AppOperations, live: SessionControl) -> 
 
     async def plan(request: Mapping[str, Any]) -> dict[str, Any]:
         if "body" in request:
-            lines = await _planned_call(registry, service, request)
+            planned = await _planned_call(registry, service, request)
         else:
             path, text = _path(request), _unicode("text", request.get("text", ""))
             try:
-                lines = await service.plan(path, text)
+                planned = await service.plan(path, text)
             except ConfigErrors as errors:
                 raise Refused(Code.INVALID, str(errors), "nothing was changed") from None
-        return {"generation": registry.table.generation, "steps": await steps(lines, await live.sessions())}
+        answer = {"generation": registry.table.generation, "steps": await steps(planned.lines, await live.sessions())}
+        return answer if registry.sharing is None else answer | {"others": planned.others}
 
     return {
         "complete": complete,
@@ -210,7 +210,7 @@ def _changes(registry: Registry, service: AppOperations) -> dict[str, Verb]:
     return {"release": release, "import": import_, "reload": reload, "tokens": tokens, "token uses": uses, "upgrade": upgrade}
 
 
-async def _planned_call(registry: Registry, service: AppOperations, request: Mapping[str, Any]) -> list[ChangeLine]:
+async def _planned_call(registry: Registry, service: AppOperations, request: Mapping[str, Any]) -> Planned:
     """What a call from `address` by the phone-home of `name`/`instance` would change. Raises Refused."""
     token = service.token(_text(request, "token"))
     if token is None:
@@ -220,8 +220,8 @@ async def _planned_call(registry: Registry, service: AppOperations, request: Map
     except ValueError as error:
         raise Refused(Code.INVALID, f"address: {error}") from None
     announcement = parse_native(_unicode("body", _text(request, "body")).encode())
-    return await registry.calls.plan_announce(
-        _text(request, "name"), _text(request, "instance"), announcement, Caller(ip, token)
+    return Planned(
+        *await registry.calls.plan_announce(_text(request, "name"), _text(request, "instance"), announcement, Caller(ip, token))
     )
 
 

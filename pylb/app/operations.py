@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from pylb.api.plan import Reloaded
+from pylb.api.plan import Planned, Reloaded
 from pylb.app.phases import Phase, PhaseMachine, Trigger
 from pylb.app.reload import ConfigReload
 from pylb.app.settings import Settings
@@ -13,7 +13,6 @@ from pylb.app.upgrade import OutgoingUpgrade
 from pylb.config import ConfigErrors
 from pylb.core.auth import Token
 from pylb.core.errors import Code, Refused
-from pylb.core.table_diff import ChangeLine
 from pylb.forward.counters import Counters
 from pylb.upgrade.leaving import Transfer
 
@@ -89,7 +88,7 @@ class Operations:
         """Read a changed file with secrets and put its new content in force."""
         await self._config_reload.read_keys()
 
-    async def plan(self, path: Path, text: str) -> list[ChangeLine]:
+    async def plan(self, path: Path, text: str) -> Planned:
         """What a reload with this file would change. Raises ConfigErrors or Refused, as the reload would."""
         return await self._config_reload.plan(path, text)
 

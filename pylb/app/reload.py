@@ -8,7 +8,7 @@ from functools import partial
 from operator import attrgetter
 from pathlib import Path
 
-from pylb.api.plan import LINES, Reloaded, in_words, steps
+from pylb.api.plan import LINES, Planned, Reloaded, in_words, steps
 from pylb.app.background import Background
 from pylb.app.errors import CannotStart
 from pylb.app.forwarding import Forwarding
@@ -22,7 +22,6 @@ from pylb.control.storage.store import Store
 from pylb.control.tasks import Part
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import Rules
-from pylb.core.table_diff import ChangeLine
 from pylb.host.addresses import Addresses
 from pylb.host.files import Watch
 from pylb.host.machine import RESOLVE_SECONDS, local_addresses, resolve
@@ -63,13 +62,14 @@ class ConfigReload:
         background.forever(Part.CERTIFICATES, Watch(settings.certificate_files, settings.read_certificates).run)
         background.forever(Part.ADDRESSES, Addresses(self.read_addresses).run)
 
-    async def plan(self, path: Path, text: str) -> list[ChangeLine]:
+    async def plan(self, path: Path, text: str) -> Planned:
         """What a reload with this file would change. Raises ConfigErrors or Refused, as the reload would."""
         config = await asyncio.to_thread(self._source.read, path, text)
         check_fixed(self._settings.config, config)
         rules = await rules_of(config)
         table, planned = await self._registry.rules.plan(rules, self._settings.keyring)
-        return [*planned, *await self._registry.rules.plan_checks(table)]
+        lines = [*planned, *await self._registry.rules.plan_checks(table)]
+        return Planned(lines, self._registry.rules.plan_for_others(rules))
 
     async def read_config(self) -> Reloaded:
         """All or nothing. Raises ConfigErrors or Refused."""

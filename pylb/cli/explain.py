@@ -1,7 +1,7 @@
 """`pylb explain`: why a port does not answer, or what happened to one session."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from pylb.core.text import whole_number
 @click.option("--name", "asked", metavar="SERVER_NAME", help="What a TLS client gets that asks for this name.")
 def explain(config_path: Path | None, as_json: bool, what: str, asked: str | None) -> None:
     """Why a port does not answer: is it open, and by whom; who registered it, who was refused and why; whether each of its
-    servers accepts connections and passes its check right now; how its sessions ended.
+    servers accepts connections and passes its check right now; how its sessions ended; with a shared table which balancer
+    hears it, and who owns the port on all of them.
 
     The first line is the first thing that is wrong. Exit code 1: nothing is known about the port. NAME may be a
     frontend or a registration, also as NAME/INSTANCE: then each of its ports is explained.
@@ -55,7 +56,13 @@ def explain(config_path: Path | None, as_json: bool, what: str, asked: str | Non
 def verdict(found: Mapping[str, Any]) -> str:
     """The first thing that is wrong, and what to do about it."""
     port = port_of(found)
+    unserved = found.get("cluster", {}).get("unserved", ())
     if not found["listens"]:
+        if unserved:
+            one = unserved[0]
+            return (
+                f"port {port} is closed here: another balancer hears {one['registration']} on it, and this one {_refuses(one)}"
+            )
         if found["refused"]:
             last = found["refused"][-1]
             return f"nobody has port {port}: the last call that wanted it was refused ({last['code']}: {last['detail']})"
@@ -88,6 +95,10 @@ def verdict(found: Mapping[str, Any]) -> str:
         f"port {port} is open here, and its servers accept connections{_and_pass(found)}. If it does not answer from outside, "
         "it is before this machine: the provider's firewall, a security group, NAT, or a DNS name that points elsewhere"
     )
+
+
+def _refuses(unserved: Mapping[str, Any]) -> str:
+    return f"may not serve it: {unserved['why']}"
 
 
 def _servers_wrong(found: Mapping[str, Any]) -> str | None:
@@ -144,7 +155,31 @@ def describe(found: Mapping[str, Any], holder: str) -> list[Block]:
     for one in found["refused"]:
         rows.append(("refused", f"{one['address']} token {one['token'] or '-'}: {one['code']}: {one['detail']}"))
     rows += [("changed", text) for text in found["history"]]
+    if "cluster" in found:
+        rows += _cluster(found["cluster"])
     return [prose(verdict(found)), "", facts(rows)]
+
+
+def _cluster(shared: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Who owns the port among the balancers, and which of them hears it."""
+    for one in shared["owners"]:
+        yield "owner", f"{one['owner']} has {one['what']} on all balancers"
+    for one in shared["heard"]:
+        where = (
+            f"{one['balancer']} (this one)"
+            if one["here"]
+            else one["balancer"]
+            if one["present"]
+            else f"{one['balancer']} (away)"
+        )
+        yield (
+            "heard by",
+            f"{where}: {one['registration']} at {one['address'] or 'an address that is not known'}, {one['state']}",
+        )
+    for one in shared["unserved"]:
+        yield "not served", f"{one['registration']}, which another balancer hears: this one {_refuses(one)}"
+    if shared["trouble"]:
+        yield "etcd", f"{shared['trouble']}; what the others hear may be older"
 
 
 def _route(found: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from pylb.core.text import counted
 @JSON
 def plan(config_path: Path | None, running: Path | None, body: Any, as_json: bool, **call: str | None) -> None:
     """Show what a change would do, without doing it: ports opened and closed, servers added, moved and removed, and how many
-    live sessions each step touches.
+    live sessions each step touches; with a shared table also what the other balancers will see of it.
 
     \b
     pylb plan                a reload with the file as it is now
@@ -59,9 +59,11 @@ def plan(config_path: Path | None, running: Path | None, body: Any, as_json: boo
         request = {"verb": "plan", "path": str(config_path.absolute()), "text": text}
     answer = ask(running or config_path, request)
     if as_json:
-        say(json.dumps({"generation": answer["generation"], "steps": answer["steps"]}, indent=2))
+        say(json.dumps({key: answer[key] for key in ("generation", "steps", "others") if key in answer}, indent=2))
         return
     for step in answer["steps"]:
         say(step["text"])
+    for text in answer.get("others", ()):
+        say(text)
     touched = sum(step["touched"] for step in answer["steps"])
     say(f"{counted(len(answer['steps']), 'change')}, {counted(touched, 'live session')} touched; nothing was done")

@@ -19,6 +19,7 @@ _COLUMNS = (
     Column("WEIGHT", goes=5),
     Column("STATE", state=True),
     Column("REGISTERED BY", folds=True, goes=2),
+    Column("HEARD BY", folds=True, goes=6),
     Column("LEASE", goes=3),
     Column("ACCEPTS", goes=4),
     Column("CHECK", folds=True, goes=1),
@@ -31,7 +32,8 @@ _COLUMNS = (
 @JSON
 @click.option("--rejected", is_flag=True, help="The last refused calls instead, with their reasons.")
 def routes(config_path: Path | None, as_json: bool, rejected: bool) -> None:
-    """Show what goes where and why: port, server, who registered it, rest of the lease, whether it answered.
+    """Show what goes where and why: port, server, who registered it, rest of the lease, whether it answered; with a shared
+    table also which balancers its phone-home calls.
 
     Exit code 2 if no pylb is running with this config.
     """
@@ -51,7 +53,9 @@ def table(found: Sequence[Mapping[str, Any]]) -> Block:
     """One line for each server."""
     if not found:
         return "no frontends: nothing is registered, and the config has no static ones"
-    return Table(_COLUMNS, [_cells(row) for row in found])
+    shared = "heard_by" in found[0]
+    columns = [column for column in _COLUMNS if shared or column.heading != "HEARD BY"]
+    return Table(columns, [_cells(row) for row in found])
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -64,6 +68,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         "-" if row["weight"] is None else str(row["weight"]),
         row["state"],
         ", ".join(row["held_by"]) or "-",
+        *([", ".join(row["heard_by"]) or "-"] if "heard_by" in row else []),
         _left(row["lease_expires_in"]),
         row["accepts"] or "-",
         _checked(row),

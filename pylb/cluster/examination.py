@@ -80,7 +80,7 @@ def _health(url: str, status: Status, text: str) -> Answer:
     if status.errors:
         return Answer(what, False, f"{text}: it says {'; '.join(status.errors)}", "etcdctl endpoint status -w table")
     if not status.leader:
-        return Answer(what, False, f"{text}: it knows no leader", "start the other members, or mend their network")
+        return Answer(what, False, f"{text}: it knows no leader", "start the other members, or repair their network")
     if status.version in CORRUPTING:
         return Answer(what, False, f"{text}: this version corrupts data", "upgrade etcd")
     if not _is_known(status.version):
@@ -101,7 +101,9 @@ def _quorum(endpoints: int, statuses: Sequence[Status]) -> Answer:
     if len({one.cluster for one in statuses}) > 1:
         return Answer("etcd's members", False, f"{text}, of several clusters", "endpoints of one cluster only")
     if members < endpoints and statuses:
-        return Answer("etcd's members", False, text, "mend the others: with one more away, new names and ports may be refused")
+        return Answer(
+            "etcd's members", False, text, "repair the others: with one more away, new names and ports may be refused"
+        )
     if members < FEWEST:
         remedy = "three members: of one or two, none may fail"
         return Answer("etcd's members", False, text, remedy)

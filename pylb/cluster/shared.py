@@ -16,7 +16,7 @@ from pathlib import Path
 from pylb.cluster.disk import Diary, Remembered
 from pylb.cluster.etcd import NO_CREDENTIALS, Credentials, Etcd
 from pylb.cluster.gateway import EtcdError
-from pylb.cluster.overview import difference, members
+from pylb.cluster.overview import check_forget, difference, members, planned, port_view
 from pylb.cluster.registrations import (
     KNOWN,
     as_registration,
@@ -32,7 +32,8 @@ from pylb.cluster.registrations import (
 from pylb.cluster.sync import Presence, Sync
 from pylb.control.desired_state import DesiredState
 from pylb.control.event_texts import key_title
-from pylb.control.sharing import Apply, ClusterView, Merged
+from pylb.control.sharing import Apply, ClusterView, Merged, PortView
+from pylb.core.address import PortKey
 from pylb.core.errors import Code, Refused
 from pylb.core.merge.knowledge import owner_of
 from pylb.core.merge.local import Answer, Conflict, Memory
@@ -385,6 +386,20 @@ class Shared:
         self._trouble = trouble
         return trouble
 
+    @property
+    def name(self) -> str:
+        return self._settings.name
+
+    def hearers(self, key: Key) -> Mapping[str, State]:
+        return self._replica.knowledge.hearers(key)
+
+    def plan(self, wanted: Registration, *, takeover: bool) -> list[str]:
+        asked = as_wanted(wanted, self._desired().static_rules)
+        return planned(self._replica, wanted, asked, self.trouble(), takeover=takeover)
+
+    def port(self, port: PortKey) -> PortView:
+        return port_view(self._replica, port, self._unserved)
+
     def view(self) -> ClusterView:
         trouble, claims = self.trouble(), self._desired().claims
         return ClusterView(
@@ -407,17 +422,7 @@ class Shared:
         return [difference(self._replica, key, held.get(key), self._unserved.get(key)) for key in differing]
 
     def forget(self, balancer: str) -> None:
-        mirror = self._replica.knowledge.mirror
-        names = sorted(name for name, _ in mirror.members())
-        if balancer == self._settings.name or balancer not in names:
-            known = ", ".join(name for name in names if name != self._settings.name) or "none"
-            raise Refused(Code.NOT_FOUND, f"no other balancer is called {balancer!r} (there are: {known})")
-        if mirror.is_present(balancer):
-            raise Refused(
-                Code.INVALID, f"{balancer!r} is present", "stop it first: only a balancer that is away can be forgotten"
-            )
-        if not self._replica.linked:
-            raise Refused(Code.STORE_UNAVAILABLE, f"etcd cannot be used: {self.trouble()}", "repair etcd first")
+        check_forget(self._replica, balancer, self.trouble())
         self._replica.forget(balancer)
         self._changed_here()
 

@@ -81,12 +81,17 @@ class Calls:
         what = f"legacy {call.action} {call.port}"
         return await self._answered(add if call.action == "add" else delete, caller, what, call.name, (call.port,))
 
-    async def plan_announce(self, name: str, instance: str, announcement: Announcement, caller: Caller) -> list[ChangeLine]:
-        """What `announce` would change; does not test whether ports are free and targets answer. Raises Refused."""
+    async def plan_announce(
+        self, name: str, instance: str, announcement: Announcement, caller: Caller
+    ) -> tuple[list[ChangeLine], list[str]]:
+        """What `announce` would change here, and what it would mean for the balancers that share the table; does not test
+        whether ports are free and targets answer. Raises Refused."""
         wanted = native_registration(name, instance, announcement, caller, self._state.desired.static_rules.rules)
         desired, change = self._registrar.announce(self._state.desired, wanted, caller, takeover=caller.token.takeover)
         _, planned = await self._state.publisher.planned(self._state.publisher.table, desired, change.touched)
-        return planned
+        sharing = self._state.sharing
+        takeover = caller.token.takeover or bool(change.evicted)
+        return planned, [] if sharing is None else sharing.plan(wanted, takeover=takeover)
 
     def is_beat(self, name: str, instance: str, announcement: Announcement, caller: Caller) -> bool:
         """Whether the call would change nothing. Cheap, because it is asked before every call."""

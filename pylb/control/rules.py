@@ -3,7 +3,7 @@
 A plan takes the same steps as its reload, without effect.
 """
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -15,7 +15,7 @@ from pylb.control.publisher import FRONTENDS
 from pylb.control.replaced_tokens import passed_on
 from pylb.control.state import ControlState
 from pylb.control.steps import in_turns, stepwise
-from pylb.core.address import Address
+from pylb.core.address import Address, PortKey, port_text
 from pylb.core.auth import Keyring
 from pylb.core.loops import looping
 from pylb.core.operator_overrides import checked
@@ -26,6 +26,7 @@ from pylb.core.static_rules import StaticRules
 from pylb.core.table import Diff, Table, as_diff, compared
 from pylb.core.table_diff import ChangeLine
 
+NAMED = 5  # ports in a sentence
 LOOKS = 500  # registrations that one step looks at: 0.5 ms
 
 
@@ -124,9 +125,29 @@ class RulesInForce:
         desired, change = await stepwise(self._reloading(rules, keyring, {})(self._state.desired))
         return await self._state.publisher.planned(base, desired, change.touched)
 
+    def plan_for_others(self, rules: Rules) -> list[str]:
+        """What a reload means for the balancers that share the table: they register nothing on ports of this config."""
+        if self._state.sharing is None:
+            return []
+        before, after = self._state.desired.static_rules.own_ports, StaticRules(rules, self._state.resolver.answers).own_ports
+        return [
+            f"{_ports(ports)}: {text}"
+            for ports, text in (
+                (after - before, "no balancer accepts registrations for it from then on, because it is in this config"),
+                (before - after, "registrations may have it again, unless another balancer's config has it"),
+            )
+            if ports
+        ]
+
     async def plan_checks(self, planned: Table) -> list[ChangeLine]:
         """The servers that this table would put out of service, because they do not pass their check now."""
         return await failing(planned.frontends.values(), self._ask)
+
+
+def _ports(ports: Collection[PortKey]) -> str:
+    named = ", ".join(port_text(number, protocol) for protocol, number in sorted(ports)[:NAMED])
+    more = f", and {len(ports) - NAMED} more" if len(ports) > NAMED else ""
+    return f"port{'s' if len(ports) > 1 else ''} {named}{more}"
 
 
 def _ip(line: StaticServer) -> str:

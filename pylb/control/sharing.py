@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pylb.control.desired_state import DesiredState
+from pylb.core.address import PortKey
 from pylb.core.errors import Refused
-from pylb.core.registration import Key, Registration
+from pylb.core.registration import Key, Registration, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,27 @@ class Merged:
 
     one: Registration  # with its hearer
     has_claim: bool  # its owner has the claim of each of its ports: whoever else is on one has to leave
+
+
+@dataclass(frozen=True, slots=True)
+class HeardView:
+    """A registration on a port, as one balancer hears it."""
+
+    registration: str
+    balancer: str
+    present: bool
+    here: bool
+    state: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class PortView:
+    """What all balancers together know of a port."""
+
+    owners: tuple[tuple[str, str], ...]  # what of the port, and who has its claim
+    heard: tuple[HeardView, ...]
+    unserved: tuple[tuple[str, str], ...]  # registrations on it that this balancer does not serve, with the reason
 
 
 class Picture(Protocol):
@@ -104,7 +126,19 @@ class Sharing(Protocol):
     def trouble(self) -> str:
         """Why the others are not heard, or do not hear; "" if all is well."""
 
+    @property
+    def name(self) -> str:
+        """Of this balancer."""
+
+    def hearers(self, key: Key) -> Mapping[str, State]:
+        """The balancers that hear it, and what each says of it."""
+
+    def plan(self, wanted: Registration, *, takeover: bool) -> list[str]:
+        """What a call would mean for the others. Raises Refused, as its claim would."""
+
     def view(self) -> ClusterView: ...
+
+    def port(self, port: PortKey) -> PortView: ...
 
     def differences(self) -> list[dict[str, str]]:
         """Rows of what this balancer does not serve as the others do."""

@@ -62,8 +62,10 @@ def served(one: Instance) -> dict[int, str]:
     return {item["port"]: row["address"] for row in found for item in row["frontends"]}
 
 
-@pytest.mark.timeout(120)
-def test_two_pylbs_serve_one_table(member: Member, made: Callable[..., Instance], successors: list[int]) -> None:
+@pytest.mark.timeout(180)
+def test_two_pylbs_serve_one_table(
+    member: Member, made: Callable[..., Instance], successors: list[int], tmp_path: Path
+) -> None:
     a, b = made("lb-a", 2, member, prefix="/test"), made("lb-b", 3, member, prefix="/test")
     for one in (a, b):
         one.start()
@@ -84,6 +86,17 @@ def test_two_pylbs_serve_one_table(member: Member, made: Callable[..., Instance]
         'pylb_cluster_registrations{heard="elsewhere"} 1.0',
     ):
         assert line in text.splitlines()
+    assert [row["heard_by"] for row in b.routes()] == [["lb-a"]]
+    explained = b.ask("explain", str(port)).stdout
+    assert "app/app has port" in explained
+    assert f"lb-a: app/app/one at {NODE}, fresh" in explained
+    body = tmp_path / "body.json"
+    body.write_text(json.dumps({"frontends": [{"port": free_port(), "target_port": 30000}]}))
+    plan = a.ask("plan", "--token", "app", "--name", "new", "--address", NODE, str(body)).stdout
+    assert "lb-b serves it as well, if its own config allows it\n" in plan
+    found = {one["what"]: one for one in json.loads(b.ask("doctor", "--json").stdout)}
+    assert found["balancers"]["found"] == "present: lb-a, lb-b"
+    assert found["etcd's keys"]["ok"]
     refused = b.ask("cluster", "forget", "lb-a")
     assert (refused.returncode, "'lb-a' is present" in refused.stderr) == (1, True)
 

@@ -68,6 +68,17 @@ def test_each_server_is_a_line_under_its_headings() -> None:
     assert line.index("traefik-443") == head.index("FRONTEND")
 
 
+def test_who_hears_it_is_a_column_only_where_the_table_is_shared() -> None:
+    head, line = table([ROW | {"heard_by": ["lb-a", "lb-b"]}]).splitlines()
+    assert "  HEARD BY  " in head
+    assert "  lb-a, lb-b  " in line
+    assert cells(head)[:-1] == [
+        *cells(table([ROW]).splitlines()[0])[:7],
+        "HEARD BY",
+        *cells(table([ROW]).splitlines()[0])[7:-1],
+    ]
+
+
 def test_nothing_at_all_is_said_in_words() -> None:
     assert table([]).startswith("no frontends")
 

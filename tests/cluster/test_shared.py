@@ -6,11 +6,16 @@ from typing import Self
 
 import pytest
 
-from pylb.core.address import Listen
+from pylb.api.explain import explain
+from pylb.api.routes import rows
+from pylb.cli.explain import verdict
+from pylb.control.sharing import HeardView, PortView
+from pylb.core.address import TCP, Listen, parse_ports
 from pylb.core.auth import Token
 from pylb.core.errors import Code, Refused
-from pylb.core.policy import JoinRule, StaticFrontend
+from pylb.core.policy import JoinRule, Rules, StaticFrontend
 from pylb.core.registration import Key, State
+from pylb.forward.counters import Counters
 from tests.control.harness import NODE_A, NODE_B, NODE_C, control, token
 from tests.support.balancers import until
 from tests.support.etcd import Member, one_member
@@ -150,6 +155,62 @@ async def test_a_port_is_shared_by_server_names_across_balancers_as_on_one(membe
         (other,) = free_ports(1)
         await a.route(other, "ssh")
         assert "allows no names beside it" in (await refusal(b.route(other, "git", server_name="git.example.net"))).detail
+
+
+# ---------------------------------------------------------------- what an operator sees of it
+
+
+async def test_a_port_shows_its_owner_who_hears_it_and_why_it_is_not_served(
+    member: Member, prefix: str, tmp_path: Path
+) -> None:
+    (port,) = free_ports(1)
+    pair = Pair(member, prefix, tmp_path)
+    pair.b = pair.made("b", NODE_B, tokens=(shared_token(target_ports=parse_ports(["20000"])),))
+    async with pair:
+        await pair.a.put({port: 30443}, NODE)
+        await until(lambda: pair.b.shared.port((TCP, port)).unserved)
+        view = pair.b.shared.port((TCP, port))
+        assert view.owners == ((f"port {port}", "t/web"),)
+        assert view.heard == (HeardView("t/web/pod-1", "a", present=True, here=False, state="fresh", address=NODE),)
+        ((name, why),) = view.unserved
+        assert (name, "target_port" in why or "30443" in why) == ("t/web/pod-1", True)
+        found = await explain(pair.b.registry, Counters(1), (), _never, (TCP, port))
+        assert verdict(found).startswith(
+            f"port {port} is closed here: another balancer hears t/web/pod-1 on it, and this one may"
+        )
+        assert pair.a.shared.port((TCP, port)).heard[0].here
+        assert pair.a.shared.port((TCP, 1)) == PortView((), (), ())
+        (row,) = await rows(pair.a.registry)
+        assert row["heard_by"] == ["a"]
+
+
+async def _never(_listen: Listen) -> str:
+    raise AssertionError("nothing is open here")
+
+
+async def test_a_plan_says_what_the_others_will_see_of_a_call(pair: Pair) -> None:
+    port, other = free_ports(2)
+    plan = pair.a.planned
+    assert await plan(port, "web") == ["b serves it as well, if its own config allows it"]
+    assert await plan(port, "web", "127.0.0.1") == [
+        "the other balancers do not hear of it: loopback is another machine at each of them"
+    ]
+    await pair.a.put({port: 30443}, NODE)
+    await pair.b.serves(port, f"{NODE} fresh a")
+    assert "is owned by" in (await refusal(pair.b.planned(port, "mail"))).detail
+    await pair.b.shared.leave()
+    await until(lambda: not all(one.present for one in pair.a.shared.view().members))
+    assert await plan(port, "web") == ["b is away, and serves it when it is back"]
+    await pair.a.shared._stop()
+    assert "hear of it when etcd can be used again" in (await plan(port, "web"))[0]
+    assert (await refusal(plan(other, "mail"))).code is Code.STORE_UNAVAILABLE
+
+
+async def test_a_reload_says_which_ports_the_others_may_no_longer_register(pair: Pair) -> None:
+    new = Rules((StaticFrontend("mqtt", Listen(TCP, NODE_A, 8883), ()),))
+    assert pair.a.registry.rules.plan_for_others(new) == [
+        "port 8883: no balancer accepts registrations for it from then on, because it is in this config"
+    ]
 
 
 # ---------------------------------------------------------------- the address moves

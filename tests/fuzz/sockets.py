@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pylb.api.plan import Planned
 from pylb.api.verbs import verbs
 from pylb.config import load
 from pylb.control.registry import Registry
@@ -106,9 +107,9 @@ class _Service:
     def token_names(self) -> list[str]:
         return ["app"]
 
-    async def plan(self, path: Path, text: str) -> list[Any]:
+    async def plan(self, path: Path, text: str) -> Planned:
         load(path, {}, text=text)
-        return []
+        return Planned([], [])
 
     async def counters(self) -> Any:
         return Counters(100)

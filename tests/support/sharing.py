@@ -84,6 +84,12 @@ class SharingControl(Control):
         item = FrontendRequest(port, 30443, server_name=server_name, allows_names=allows_names)
         return await self.registry.calls.announce(name, "pod-1", Announcement((item,), None, 60.0), self.caller(NODE, ""))
 
+    async def planned(self, port: int, name: str, ip: str = NODE) -> list[str]:
+        """What the others would see of a call."""
+        announcement = Announcement((FrontendRequest(port, 30443),), None, 60.0)
+        _, others = await self.registry.calls.plan_announce(name, "pod-1", announcement, self.caller(ip, ""))
+        return others
+
     def table(self) -> Mapping[int, str]:
         """By port: the server, its state, and who hears it."""
         held = self.registry._desired.claims.registrations

@@ -100,6 +100,10 @@ class Knowledge:
     def _has_decided(self, balancer: str, tombstone: Tombstone) -> bool:
         return self.mirror.view(balancer).member.processed.get(tombstone.writer, 0) >= tombstone.stamp
 
+    def hearers(self, key: Key) -> dict[str, State]:
+        """What each balancer that has an entry of it says; one that is gone for a TTL says nothing more than "stale"."""
+        return {one.balancer: one.state for one in self._voices(key)}
+
     def is_fresh_elsewhere(self, key: Key) -> bool:
         """Whether another balancer hears it within its lease."""
         return any(one.balancer != self.name and one.state is not State.STALE for one in self._voices(key))
@@ -163,6 +167,12 @@ class Knowledge:
     def _keys_at(self, slot: Slot) -> set[Key]:
         return self._keys_of.get((slot.protocol, slot.port), {}).get(slot, set())
 
+    def on_port(self, protocol: str, port: int) -> tuple[set[Key], dict[Slot, Owner]]:
+        """The registrations that anybody heard with that port, and the claims on it."""
+        slots = self._keys_of.get((protocol, port), {})
+        claims = {slot: owner for slot, owner in self.mirror.block(block_of(Slot(protocol, port))).items() if slot.port == port}
+        return {key for keys in slots.values() for key in keys if self.registration(key) is not None}, claims
+
     def claimant(self, slot: Slot) -> Owner | None:
         return self.mirror.block(block_of(slot)).get(slot)
 
@@ -175,19 +185,20 @@ class Knowledge:
                     return Conflict(slot, owner, held=other)
         return None
 
-    def obstacle(self, key: Key, slots: Iterable[Slot]) -> Conflict | None:
+    def obstacle(self, key: Key, slots: Iterable[Slot], *, takeover: bool = False) -> Conflict | None:
         """Why a slot cannot be claimed: besides a rival, one that holds it without a claim, or a port that is not for
-        registrations on some balancer."""
+        registrations on some balancer, which no `takeover` changes."""
         mine = owner_of(key)
         for slot in slots:
-            for other in [one for one in self._keys_of.get((slot.protocol, slot.port), ()) if slot.excludes(one)]:
+            known = () if takeover else self._keys_of.get((slot.protocol, slot.port), ())
+            for other in [one for one in known if slot.excludes(one)]:
                 for holder in self.holders(other):
                     if owner_of(holder) != mine and self.claimant(slot) != mine:
                         return Conflict(slot, owner_of(holder), held=other)
             for name, member in self.mirror.members():
                 if self._reserves(name, member, slot):
                     return Conflict(slot, None, name)
-        return self.rival(key, slots)
+        return None if takeover else self.rival(key, slots)
 
     def _reserves(self, name: str, member: Member, slot: Slot) -> bool:
         present = name == self.name or self.mirror.is_present(name)

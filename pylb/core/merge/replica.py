@@ -67,13 +67,13 @@ class Replica:
         if known.has_newer(key, wanted.sequence, linked=self.linked):
             return Answer.LATE
         rival = known.rival(key, slots)
-        secured = known.is_secured(key, slots) and now < self.present_until if self.linked else self._is_known(key, slots)
+        secured = known.is_secured(key, slots) and now < self.present_until if self.linked else self.is_known(key, slots)
         if rival is None and secured:
             self._hear(key, Own(wanted, state, self._writing.begun))
             return Answer.IN_FORCE
         if not self.linked:  # also with a rival, who may have left since
             return Answer.UNAVAILABLE
-        if not takeover and (conflict := rival or known.obstacle(key, slots)) is not None:
+        if (conflict := (None if takeover else rival) or known.obstacle(key, slots, takeover=takeover)) is not None:
             return conflict
         self._writing.claiming[key] = Claim(wanted, state, self._writing.begun, takeover)
         return Answer.CLAIMING
@@ -88,8 +88,9 @@ class Replica:
         """Its static and reserved ports are others now, which the next heartbeat says."""
         self._writing.reserved = reserved
 
-    def _is_known(self, key: Key, slots: Iterable[Slot]) -> bool:
-        """Without etcd. No release waits for a balancer that has never written: such a one goes by what it heard itself."""
+    def is_known(self, key: Key, slots: Iterable[Slot]) -> bool:
+        """Whether a call is answered without etcd. No release waits for a balancer that has never written: such a one goes by
+        what it heard itself."""
         if self._writing.count:
             return self.knowledge.is_known_name(key, slots)
         return all(self.knowledge.hears(slot, owner_of(key)) for slot in slots)

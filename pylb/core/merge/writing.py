@@ -138,7 +138,7 @@ class Writing:
         claims, refused = dict[Key, Claim](), dict[Key, Conflict]()
         for key, claim in self.claiming.items():
             slots = claim.wanted.slots
-            conflict = None if claim.takeover else self._knowledge.obstacle(key, slots)
+            conflict = self._knowledge.obstacle(key, slots, takeover=claim.takeover)
             conflict = conflict or self._taken(draft, key, slots)
             if conflict is not None:
                 refused[key] = conflict

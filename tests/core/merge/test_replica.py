@@ -118,9 +118,26 @@ def test_a_reserved_port_of_another_balancer_is_refused_while_that_one_lives() -
     two.write("b", heartbeat=True)
     two.settle()
     assert two["a"].announce(MAIL, wanted("10.0.0.2", SMTP)) == Conflict(SMTP, None, "b")
+    assert two["a"].announce(MAIL, wanted("10.0.0.2", SMTP), takeover=True) == Conflict(SMTP, None, "b")
     two.cut("b")
     two.settle()
     two.register("a", MAIL, wanted("10.0.0.2", SMTP))
+
+
+def test_who_hears_what_on_a_port_and_who_owns_it_is_known_everywhere() -> None:
+    two = Cluster("a", "b")
+    two.register("a")
+    two.register("b")
+    two.register("b", MAIL, wanted("10.0.0.2", SMTP))
+    for name in "ab":
+        knowledge = two[name].knowledge
+        assert knowledge.hearers(WEB) == {"a": State.FRESH, "b": State.FRESH}
+        assert knowledge.on_port("tcp", 443) == ({WEB}, {HTTPS: ("t", "web", False)})
+        assert knowledge.on_port("tcp", 80) == (set(), {})
+    two["b"].release(MAIL)
+    two.settle()
+    assert two["a"].knowledge.on_port("tcp", 25) == (set(), {})
+    assert two["a"].knowledge.hearers(MAIL) == {}
 
 
 def test_a_new_name_needs_etcd_and_a_move_does_not() -> None:
