@@ -140,7 +140,7 @@ def test_a_chain_between_two_pylbs_is_gone_after_its_client_left(
 def test_a_client_that_resets_at_once_leaves_nothing_that_goes_around_between_two_pylbs(
     lab: Lab, balancer: Balancer, other: Balancer
 ) -> None:
-    """It ends by itself. How many connections it makes, counted in turns, is in tests/forward/test_loops.py.
+    """It ends by itself. How many connections it makes, counted in turns, is in tests/forward/test_own_dials.py.
 
     Where a process may wait longer for its turn than PUT_OFF, the reset comes later and there are more: up to 430 were seen.
     """
