@@ -23,6 +23,7 @@ from pylb.control.storage.files import read_regular, set_aside
 VERSION = 1
 READABLE = range(VERSION - 1, VERSION + 2)
 MAX_BYTES = 64 << 20  # 20,000 registrations are 8 MiB
+_HASHED = 1 << 16  # bytes
 _BUFFER = 1 << 18  # bytes of a write; small enough to stay in the processor's cache
 
 Payload = dict[str, Any]
@@ -113,7 +114,7 @@ class Store:
         await self._disk.run(lambda _job: work())
 
     def _write(self, make: Callable[[], Payload], job: Job) -> None:
-        pieces = _encode(make())
+        pieces = job.computed(lambda: _encode(make()))
         temporary = self._dir / f"state.json.new-{os.getpid()}"
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -194,9 +195,8 @@ def _canonical(payload: Mapping[str, Any]) -> Iterator[bytes]:
     yield b"}"
 
 
-def canonical(value: Any) -> str:
-    """The one way to write it."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+# The one way to write it: one encoder, because `json.dumps` makes one for each call.
+canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
 def _written(value: Any) -> bytes:
@@ -211,9 +211,17 @@ def _encode(payload: Payload) -> list[bytes]:
 
 
 def _checksum(pieces: Iterable[bytes]) -> str:
+    """In parts of some size: hashlib lets go of the GIL for each, and a busy loop may keep it for 5 ms."""
     found = sha256()
+    part: list[bytes] = []
+    size = 0
     for piece in pieces:
-        found.update(piece)
+        part.append(piece)
+        size += len(piece)
+        if size >= _HASHED:
+            found.update(b"".join(part))
+            part, size = [], 0
+    found.update(b"".join(part))
     return found.hexdigest()
 
 

@@ -173,15 +173,16 @@ async def test_a_disk_that_hangs_is_a_disk_that_fails_and_its_late_write_is_call
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = await saved(tmp_path, {"a": 1})
-    hangs = threading.Event()
+    hangs, real = threading.Event(), os.fsync
 
-    def late() -> dict[str, object]:
+    def fsync(fd: int) -> None:
         hangs.wait(30)
-        return {"a": 2}
+        real(fd)
 
+    monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(disk, "WRITE_TIMEOUT", 0.05)
     with pytest.raises(TimeoutError, match="in time"):
-        await store.save(late)
+        await store.save(lambda: {"a": 2})
     monkeypatch.setattr(disk, "WRITE_TIMEOUT", 30.0)
     with pytest.raises(TimeoutError, match="has not answered yet"):
         await store.save(lambda: {"a": 3})  # at once: the test's own limit is sooner
