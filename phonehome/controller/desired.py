@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from phonehome.controller.objects import Node, Port, Service
-from phonehome.controller.service_annotations import Said, parse_weight, read
+from phonehome.controller.objects import PREFIX, Node, Port, Service
+from phonehome.controller.service_annotations import ALLOWED, Said, parse_weight, read
 
 CLASS = "pylb.io/pylb"
 MOST_PORTS = 64  # of a registration: the server's rule
@@ -34,10 +34,20 @@ class Frontend(NamedTuple):
     target_port: int
     proxy_protocol: str | None
     health: object  # as JSON has it
+    server_names: tuple[str, ...] = ()  # it is for TLS clients that ask for one of them; (): for all others
+    allows_names: bool = False  # other Services may have names on this port
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        """What it holds of its port: names, or the default route (""), which is for all other clients."""
+        return self.server_names or ("",)
 
     @property
     def key(self) -> PortKey:
         return self.protocol, self.port
+
+
+Owner = tuple[Service, Frontend]
 
 
 class Server(NamedTuple):
@@ -86,10 +96,11 @@ def is_ours(service: Service, rules: Rules) -> bool:
 
 
 def plan(services: Iterable[Service], nodes: Iterable[Node], rules: Rules) -> Plan:
-    """A port that several Services ask for goes to the oldest of them; the others are never sent with it."""
+    """A port, or a server name on it, that several Services ask for goes to the oldest of them; the others are never sent with
+    it."""
     chosen = sorted((one for one in services if is_ours(one, rules)), key=lambda one: (one.created, one.uid))
     usable = [one for one in nodes if is_usable(one, rules)]
-    owners: dict[PortKey, Service] = {}
+    owners: dict[PortKey, dict[str, Owner]] = {}
     wanted: dict[str, Wanted] = {}
     problems: dict[str, tuple[Problem, ...]] = {}
     pools: dict[tuple[str, ...], tuple[Server, ...]] = {}  # by IP families: hundreds of Services share a few
@@ -101,10 +112,12 @@ def plan(services: Iterable[Service], nodes: Iterable[Node], rules: Rules) -> Pl
         found += _about_the_service(service, pools[service.families])
         frontends: list[Frontend] = []
         for port in service.ports:
-            problem = _about_the_port(port, owners.get((port.protocol, port.port)), len(frontends))
+            frontend = _frontend(port, service, said)
+            held = owners.setdefault(frontend.key, {})
+            problem = _about_the_port(frontend, held, sum(len(one.routes) for one in frontends))
             if problem is None:
-                owners[port.protocol, port.port] = service
-                frontends.append(_frontend(port, service, said))
+                held.update(dict.fromkeys(frontend.routes, (service, frontend)))
+                frontends.append(frontend)
             else:
                 found.append(problem)
         if frontends:
@@ -112,7 +125,7 @@ def plan(services: Iterable[Service], nodes: Iterable[Node], rules: Rules) -> Pl
                 service.key,
                 service.version,
                 tuple(frontends),
-                pools[service.families],
+                pools[service.families] if said.server_names is not None else (),
                 tuple(_network(one) for one in service.source_ranges),
                 said.idle_timeout,
             )
@@ -175,26 +188,57 @@ def _about_the_service(service: Service, pool: tuple[Server, ...]) -> list[Probl
     return found
 
 
-def _about_the_port(port: Port, owner: Service | None, count: int) -> Problem | None:
-    """`owner`: an older Service with that port."""
-    key = (port.protocol, port.port)
+def _about_the_port(port: Frontend, held: Mapping[str, Owner], count: int) -> Problem | None:
+    """`held`: what older Services have of that port, by server name. `count`: how many routes this one has already."""
+    key = port.key
     if port.protocol != "TCP":
         return Problem("unsupported_protocol", f"port {port.port}: pylb does not forward {port.protocol} yet", key)
-    if not port.node_port:
+    if not port.target_port:
         text = f"port {port.port}: it has no nodePort; is allocateLoadBalancerNodePorts false?"
         return Problem("no_node_port", text, key)
-    if count >= MOST_PORTS:
-        return Problem("too_many_ports", f"port {port.port}: a Service can have {MOST_PORTS} ports here; split it", key)
-    if owner is not None:
-        whose = f"{owner.namespace}/{owner.name}"
-        return Problem("port_owned", f"port {port.port}/{port.protocol} belongs to the older Service {whose}", key)
+    if count + len(port.routes) > MOST_PORTS:
+        text = f"port {port.port}: a Service can have {MOST_PORTS} ports and server names here; split it"
+        return Problem("too_many_ports", text, key)
+    return _owned(port, held)
+
+
+def _owned(port: Frontend, held: Mapping[str, Owner]) -> Problem | None:
+    """What an older Service has of the port, and excludes this one. pylb has the same rule."""
+    where = f"port {port.port}/{port.protocol}"
+    for name in port.routes:
+        if name in held:
+            what = f"{name} on {where}" if name else where
+            return Problem("port_owned", f"{what} belongs to the older Service {_title(held[name][0])}", port.key)
+    if port.server_names and "" in held and not held[""][1].allows_names:
+        text = f"{where} belongs to the older Service {_title(held[''][0])}, whose {PREFIX}server-names does not say {ALLOWED}"
+        return Problem("port_owned", text, port.key)
+    if not port.server_names and not port.allows_names and held:
+        name, (service, _) = next(iter(held.items()))
+        text = (
+            f"{where}: {name} belongs to the older Service {_title(service)}; {PREFIX}server-names: {ALLOWED} makes room for it"
+        )
+        return Problem("port_owned", text, port.key)
     return None
+
+
+def _title(service: Service) -> str:
+    return f"{service.namespace}/{service.name}"
 
 
 def _frontend(port: Port, service: Service, said: Said) -> Frontend:
     check = said.health.get(port.port, said.health.get(0))
     proxy = said.proxy_protocol.get(port.port, said.proxy_protocol.get(0))
-    return Frontend(port.port, port.protocol, port.node_port, proxy, check or _health(service))
+    names = (said.server_names or {}).get(port.port, ()) if port.protocol == "TCP" else ()
+    allowed = names == (ALLOWED,)
+    return Frontend(
+        port.port,
+        port.protocol,
+        port.node_port,
+        proxy,
+        check or _health(service),
+        () if allowed else tuple(dict.fromkeys(names)),
+        allowed,
+    )
 
 
 def _health(service: Service) -> object:
@@ -209,6 +253,8 @@ def _frontend_json(one: Frontend) -> dict[str, object]:
     optional: tuple[tuple[str, object], ...] = (
         ("proxy_protocol", one.proxy_protocol),
         ("health", one.health),
+        ("server_names", one.server_names or None),
+        ("names", ALLOWED if one.allows_names else None),
     )
     found.update((key, value) for key, value in optional if value is not None)
     return found

@@ -79,6 +79,12 @@ def _split(_context: click.Context, _option: click.Parameter, value: str | None)
 @click.argument("name")
 @click.option("--ports", metavar="PORTS", callback=_split, help="Frontend ports it may open: 443,8883-8899. Needed.")
 @click.option("--names", metavar="NAME[,…]", callback=_split, help="Names it may register; default: its own; * for any.")
+@click.option(
+    "--server-names",
+    metavar="NAME[,…]",
+    callback=_split,
+    help="Server names (TLS) it may route: git.example.net, *.example.net, * for any; default: none.",
+)
 @click.option("--sources", metavar="CIDR[,…]", callback=_split, help="Networks it may be used from; default: anywhere.")
 @click.option(
     "--targets", metavar="CIDR[,…]", callback=_split, help="Addresses it may name; default: only the one it calls from."
@@ -369,7 +375,8 @@ def _made(name: str, options: dict[str, Any]) -> "GeneratedToken":
 
     from pylb.config.generated_tokens import GeneratedToken, now  # noqa: PLC0415
 
-    given = {key: options[key] for key in ("ports", "names", "sources", "targets", "target_ports") if options[key]}
+    keys = ("ports", "names", "server_names", "sources", "targets", "target_ports")
+    given = {key: options[key] for key in keys if options[key]}
     given |= {key: True for key in ("takeover",) if options[key]}
     given |= {"replaces": [options["replaces"]]} if options["replaces"] else {}
     try:

@@ -328,6 +328,7 @@ def test_the_controller_of_a_cluster_comes_in_one_piece_with_a_token_of_the_righ
     ended = tls.ask(
         *("token", "create", "kubernetes", "--kubernetes-controller", "--targets", "198.51.100.0/24"),
         *("--host", "lb.example.net", "--public-address", "203.0.113.9,2001:db8::9", "--namespace", "1e3"),
+        *("--server-names", "git.example.net,*.apps.example.net"),
     )
     assert ended.returncode == 0, ended.stderr
     documents = {one["kind"]: one for one in yaml.safe_load_all(ended.stdout)}
@@ -347,6 +348,7 @@ def test_the_controller_of_a_cluster_comes_in_one_piece_with_a_token_of_the_righ
     made = read_generated(tls.state_dir).tokens["kubernetes"]
     assert made.ports == ((1, 21), (23, 65535))
     assert (made.names, made.target_ports) == (("*",), ((30000, 32767), (10256, 10256)))
+    assert made.token().server_names == ("git.example.net", "*.apps.example.net")
     assert list(map(str, made.targets)) == ["198.51.100.0/24"]
 
 

@@ -144,13 +144,83 @@ def test_a_port_that_cannot_be_served_is_free_for_others() -> None:
         ({"annotations": {"weight": "2"}}, "invalid_annotation"),
         ({"annotations": {"health": "{}"}}, "invalid_annotation"),
         ({"annotations": {"idle-timeout": "soon"}}, "invalid_annotation"),
-        ({"annotations": {"server-names": "a.example.net"}}, "invalid_annotation"),
+        ({"annotations": {"server-names": "80=a.example.net"}}, "invalid_annotation"),
     ],
 )
 def test_what_is_wrong_is_said_and_the_rest_is_served(more: dict[str, Any], reason: str) -> None:
     found = plan([service("web", (443, 30443), **more)], NODES, EVERYBODY)
     assert [one.reason for one in found.problems["default.web"]] == [reason]
     assert found.wanted["default.web"].ports == {("TCP", 443)}
+
+
+@pytest.mark.parametrize(
+    ("ports", "text", "names"),
+    [
+        ((443,), "Git.example.net", {443: ["git.example.net"]}),
+        ((80, 443), "git.example.net, *.apps.example.net git.example.net", {443: ["git.example.net", "*.apps.example.net"]}),
+        ((8443,), "git.example.net", {8443: ["git.example.net"]}),
+        ((443, 8443), "8443=a.example.net 443=b.example.net c.example.net", {
+            8443: ["a.example.net"], 443: ["b.example.net", "c.example.net"],
+        }),
+        ((80, 8443), "8443=allowed", {8443: "allowed"}),
+    ],
+)  # fmt: skip
+def test_server_names_are_of_port_443_or_the_only_one_or_the_one_that_is_named(
+    ports: tuple[int, ...], text: str, names: dict[int, object]
+) -> None:
+    one = service("web", *((port, 30000 + port % 1000) for port in ports), annotations={"server-names": text})
+    found = plan([one], NODES, EVERYBODY)
+    assert found.problems["default.web"] == ()
+    sent = json.loads(body(found.wanted["default.web"], 900))["frontends"]
+    assert {each["port"]: each.get("server_names") or each.get("names") for each in sent} == {
+        port: names.get(port) for port in ports
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["git.example.net", "443=git.example.net", "0=a.example.net", "8443=", "", "8443=allowed 8443=a.example.net"],
+)
+def test_server_names_that_are_not_understood_change_nothing(text: str) -> None:
+    """Without them the Service would ask for the clients of all names."""
+    found = plan([service("web", (80, 30080), (8443, 30443), annotations={"server-names": text})], NODES, EVERYBODY)
+    assert found.wanted["default.web"].servers == ()
+    (problem,) = found.problems["default.web"]
+    assert problem.text.endswith("; until it is mended, nothing of this Service is changed")
+
+
+@pytest.mark.parametrize(
+    ("old", "young", "text"),
+    [
+        ("a.example.net", "b.example.net", ""),
+        ("a.example.net", "A.example.net", "a.example.net on port 443/TCP belongs to the older Service default/old"),
+        ("allowed", "a.example.net", ""),
+        ("a.example.net", "allowed", ""),
+        (None, "a.example.net",
+         "port 443/TCP belongs to the older Service default/old, whose pylb.io/server-names does not say allowed"),
+        ("a.example.net", None,
+         ("port 443/TCP: a.example.net belongs to the older Service default/old; "
+          "pylb.io/server-names: allowed makes room for it")),
+        ("allowed", None, "port 443/TCP belongs to the older Service default/old"),
+    ],
+)  # fmt: skip
+def test_services_share_a_port_by_their_server_names(old: str | None, young: str | None, text: str) -> None:
+    services = [
+        service(name, (443, 30443), created=f"2026-11-26T1{number}:00:00Z", annotations={"server-names": said} if said else {})
+        for number, (name, said) in enumerate((("old", old), ("young", young)))
+    ]
+    found = plan(services, NODES, EVERYBODY)
+    assert found.problems["default.old"] == ()
+    assert "".join(one.text for one in found.problems["default.young"]) == text
+    assert ("default.young" in found.wanted) is (not text)
+
+
+def test_names_count_as_much_as_ports() -> None:
+    names = " ".join(f"443=n{number}.example.net" for number in range(64))
+    one = service("web", (443, 30443), (80, 30080), annotations={"server-names": names})
+    assert [each.text for each in plan([one], NODES, EVERYBODY).problems["default.web"]] == [
+        "port 80: a Service can have 64 ports and server names here; split it"
+    ]
 
 
 @pytest.mark.parametrize("protocol", ["UDP", "SCTP"])
