@@ -6,6 +6,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from phonehome.client import CallError, Cancel, Client
@@ -32,6 +33,8 @@ class View(NamedTuple):
     trouble: str  # of all ports that are not open
     error: str  # its code
     known: bool  # whether this pylb has said anything about it to this process
+    refused_whole: bool = False  # `trouble` is pylb's refusal of its last call: what it has is older than what is wanted
+    silent: Mapping[PortKey, str] = MappingProxyType({})  # open ports of which no server accepts a connection, and why
 
 
 class Balancer(threading.Thread):
@@ -82,8 +85,9 @@ class Balancer(threading.Thread):
             return View(frozenset(), {}, self._work.trouble, "pending", known=False)
         if record.trouble is None:
             known = record.said is not None
-            return View(record.open, dict(record.refused), self._work.trouble, "pending", known)
-        return View(record.open, dict(record.refused), explained(record.trouble), record.trouble.error, known=True)
+            return View(record.open, dict(record.refused), self._work.trouble, "pending", known, silent=record.silent)
+        why = record.trouble
+        return View(record.open, dict(record.refused), explained(why), why.error, known=True, refused_whole=True)
 
     def stop(self) -> None:
         """Nothing is said: the registrations live on, for the next controller."""

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from phonehome.controller import objects
 from phonehome.controller.balancer import Balancer, View, explained
 from phonehome.controller.belief import HOLD, Missing, Nodes
-from phonehome.controller.desired import Plan, PortKey, Wanted, is_usable, plan
+from phonehome.controller.desired import Frontend, Plan, PortKey, Wanted, is_usable, plan
 from phonehome.controller.events import ENSURED, FAILED, Event
 from phonehome.controller.kube import Api
 from phonehome.controller.objects import Node, Service
@@ -199,10 +199,19 @@ def _events(
         refused = {explained(why): None for port, why in view.refused.items() if wanted and port in wanted.ports}
         for text in refused:
             yield Event(FAILED, f"{label}: {text}")
-        if wanted and not wanted.ports <= view.open:
+        if wanted and (view.refused_whole or not wanted.ports <= view.open):
             everywhere = False
             if view.trouble:
                 yield Event(FAILED, f"{label}: {view.trouble}")
+        for one in wanted.frontends if wanted else ():
+            if one.key in view.silent:
+                everywhere = False
+                yield Event(FAILED, f"{label}: {_silent(one, view.silent[one.key])}")
     if everywhere and wanted:
         numbers = ", ".join(f"{port}/{protocol}" for (protocol, port), _ in ports if (protocol, port) in wanted.ports)
         yield Event(ENSURED, f"open on {', '.join(shown)}: {numbers}")
+
+
+def _silent(frontend: Frontend, hint: str) -> str:
+    text = f"port {frontend.port} is open, and no node accepts a connection at its nodePort {frontend.target_port}"
+    return f"{text}: {hint}" if hint else text

@@ -56,7 +56,7 @@ def read(service: Service) -> Said:
             else:
                 problems.append(f"annotation {PREFIX}{key}: {_unknown(key)}")
         except NotationError as exc:
-            effect = "until it is mended, nothing of this Service is changed" if names is None else "it has no effect"
+            effect = "until it is corrected, nothing of this Service is changed" if names is None else "it has no effect"
             problems.append(f"annotation {PREFIX}{key}: {exc}; {effect}")
     ports = {one.port for one in service.ports}
     for key, named in (("proxy-protocol", set(proxy)), ("health", set(health))):

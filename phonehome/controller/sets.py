@@ -4,29 +4,33 @@
     DELETE  {prefix}/v1/registrations/{name}
     GET     {prefix}/v1/registrations            {"registrations": [{"name": …}, …]}, those of the caller's token
 
-A refusal may say which port it is about ("port": "25", or "443/udp"): then the others can be registered without it.
+A refusal may say which port it is about ("port": "25", or "443/udp"): then the others can be registered without it. An
+acceptance says of each port how many servers there are, and how many accepted a connection.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import quote
 
 from phonehome import message
 from phonehome.controller.desired import PortKey, Wanted, body
 from phonehome.message import Accepted, Refused, Reply, Request
+from phonehome.sanitize import sanitized
 from phonehome.values import is_name
 
 SEQUENCE = "Pylb-Sequence"
 
 
 class Outcome(NamedTuple):
-    """`refused_ports` is empty if the refusal is about the whole call."""
+    """`refused_ports` is empty if the refusal is about the whole call. `silent`: why no server of a port answers, by port."""
 
     answer: message.Answer
     refused_ports: frozenset[PortKey] = frozenset()
+    silent: Mapping[PortKey, str] = MappingProxyType({})
 
     @property
     def accepted(self) -> bool:
@@ -49,7 +53,9 @@ def get() -> Request:
 
 def read(reply: Reply, now: float, token: str) -> Outcome:
     answer = message.read(reply, now, token)
-    return Outcome(answer, _ports(reply) if isinstance(answer, Refused) else frozenset())
+    if isinstance(answer, Refused):
+        return Outcome(answer, _ports(reply))
+    return Outcome(answer, silent=_silent(reply, token))
 
 
 def names(reply: Reply) -> frozenset[str] | None:
@@ -72,6 +78,16 @@ def _ports(reply: Reply) -> frozenset[PortKey]:
     if not (number.isascii() and number.isdigit()) or protocol not in ("", "tcp", "udp"):
         return frozenset()
     return frozenset({((protocol or "tcp").upper(), int(number[:6]))})
+
+
+def _silent(reply: Reply, token: str) -> dict[PortKey, str]:
+    """The ports of which pylb says that no server accepts a connection, with what that usually means."""
+    items = _document(reply).get("frontends")
+    found: dict[PortKey, str] = {}
+    for one in items if isinstance(items, list) else ():
+        if isinstance(one, dict) and one.get("servers") and one.get("answering") == 0 and isinstance(one.get("port"), int):
+            found[str(one.get("protocol", "tcp")).upper(), one["port"]] = sanitized(one.get("hint"), token)
+    return found
 
 
 def _document(reply: Reply) -> dict[str, object]:

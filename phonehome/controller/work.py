@@ -18,6 +18,7 @@ from phonehome.schedule import Uniform
 TTL = 900  # seconds: the death of the controller changes nothing for so long
 LOOK_EVERY = 60.0  # seconds between two looks at what pylb has of ours
 REFUSED_AGAIN = (30.0, 60.0)  # seconds until a refused port is tried again, at random
+SILENT_AGAIN = (30.0, 60.0)  # seconds until a registration is repeated of which no server answers, at random
 MOST_REFUSED = 300.0  # seconds until a registration that was refused as a whole is tried again
 
 OLD = "this pylb cannot take the servers of a port in one call: it needs a newer version"
@@ -35,13 +36,14 @@ class Job(NamedTuple):
 class Record:
     """One registration at this pylb."""
 
-    __slots__ = ("due", "open", "pace", "refused", "retry_at", "said", "tried", "trouble")
+    __slots__ = ("due", "open", "pace", "refused", "retry_at", "said", "silent", "tried", "trouble")
 
     def __init__(self, uniform: Uniform) -> None:
         self.said: Wanted | None = None  # what pylb last accepted
         self.open: frozenset[PortKey] = frozenset()
         self.refused: dict[PortKey, Refused] = {}
         self.retry_at = 0.0  # for these ports
+        self.silent: Mapping[PortKey, str] = {}  # open ports of which no server accepts a connection, and why that may be
         self.trouble: Refused | None = None  # of the whole call
         self.tried: Wanted | None = None  # and with which content
         self.due = 0.0
@@ -114,7 +116,7 @@ class Work:
         if job.kind == DELETE:
             self._deleted(job.name, answer, now)
         elif isinstance(answer, Accepted):
-            self._accepted(job, answer, now)
+            self._accepted(job, answer, outcome.silent, now)
         else:
             self._refused(job, outcome, answer, now)
 
@@ -146,7 +148,7 @@ class Work:
         record = self._record(name)
         record.trouble, record.due = answer, now + record.pace.next_wait()
 
-    def _accepted(self, job: Job, answer: Accepted, now: float) -> None:
+    def _accepted(self, job: Job, answer: Accepted, silent: Mapping[PortKey, str], now: float) -> None:
         wanted, record = job.wanted, self._record(job.name)
         if wanted is None:
             return
@@ -155,6 +157,9 @@ class Work:
         record.pace.progressed()
         third = min(TTL, answer.ttl or TTL) / 3
         record.due = now + self._uniform(0.8 * third, third)
+        record.silent = silent
+        if silent:  # to hear soon that they answer
+            record.due = min(record.due, now + self._uniform(*SILENT_AGAIN))
         if record.refused:
             record.due = min(record.due, record.retry_at)
         if answer.generation < self._generation:  # pylb was restarted without its state

@@ -17,7 +17,7 @@ from pylb.control.views import RegistrationView
 from pylb.core.address import TCP, Listen, PortKey, parse_port_key, port_text
 from pylb.core.checks import written
 from pylb.core.errors import Code, Refused
-from pylb.core.health import HINTS
+from pylb.core.health import HINTS, check_hint
 from pylb.core.policy import CONNECT, HealthMode
 from pylb.core.recorder import Query, SessionTrace
 from pylb.core.server_names import find_route
@@ -157,6 +157,8 @@ async def _asked(registry: Registry, listens: Sequence[Listen]) -> tuple[dict[st
             checked[str(server.address)] = {
                 "check": written(health.check),
                 "found": answer,
+                "port": health.check.port,  # 0: where clients go
+                "hint": check_hint(health.check.port, answer),
                 "connect_only": health.check == CONNECT or health.mode is HealthMode.NONE,
                 "when_all_down": str(health.when_all_down),
             }

@@ -112,21 +112,28 @@ def _servers_wrong(found: Mapping[str, Any]) -> str | None:
         hint = next((dialled[address]["hint"] for address in serving if dialled[address]["hint"]), "")
         return f"no server accepts a connection ({answers})" + (f": {hint}" if hint else "")
     if not any(checked[address]["found"] in (YES, NOT_ASKED) for address in serving):
-        answers = ", ".join(f"{address}: {checked[address]['found']}" for address in serving)
+        answers = ", ".join(f"{address}{_at(checked[address])}: {checked[address]['found']}" for address in serving)
         accepting = "servers accept" if len(serving) > 1 else "server accepts"
         refuses = all(checked[address]["when_all_down"] == "refuse" for address in serving)
         then = "clients are refused (when_all_down: refuse)" if refuses else "clients are sent there for want of a better one"
-        return f"its {accepting} connections, but none passes its check ({answers}); {then}: see the app, or `health.check`"
+        hint = next((checked[address]["hint"] for address in serving if checked[address].get("hint")), "")
+        text = f"its {accepting} connections, but none passes its check ({answers}); {then}: "
+        return text + (hint or "see the app, or `health.check`")
     if all(one["state"] == "down" for one in found["servers"] if one["address"] in serving):
         return "its servers pass their checks now, but all were out a moment ago: they are back after `health.rise` checks"
     return None
 
 
 def _and_pass(found: Mapping[str, Any]) -> str:
-    failing = [address for address, one in found["checked"].items() if one["found"] != YES]
+    failing = [f"{address}{_at(one)}" for address, one in found["checked"].items() if one["found"] != YES]
     if not failing:
         return " and pass their checks" if found["checked"] else ""
     return f" and pass their checks, but for {', '.join(failing)}"
+
+
+def _at(check: Mapping[str, Any]) -> str:
+    """Where the check asks, if that is not where clients go. An older pylb does not say it."""
+    return f" at port {check['port']}" if check.get("port") else ""
 
 
 def _denials(denied: Mapping[str, int]) -> str:
@@ -194,6 +201,6 @@ def _server_line(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     met, check = found["dialled"].get(row["address"], nobody), found["checked"].get(row["address"], nobody)
     name = row["address"] if row["server"] == row["address"] else f"{row['server']} {row['address']}"
     hint = f" ({met['hint']})" if met["hint"] else ""
-    passes = "" if check["connect_only"] else f", passes its check now: {'yes' if check['found'] == YES else check['found']}"
+    passes = "" if check["connect_only"] else f", passes its check{_at(check)} now: {check['found']}"
     by = ", ".join("the config" if one == "static" else one for one in row["held_by"]) or "nobody"
     return f"{name}: {row['state']}, accepts connections now: {met['found']}{hint}{passes}; by {by}"

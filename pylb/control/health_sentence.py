@@ -85,7 +85,8 @@ def _missing(view: ServerView) -> str:
     if view.passes in (YES, "unknown"):
         return ""
     if view.accepts == YES:
-        return f"it accepts connections and does not pass its check: {view.passes}"
+        where = f" at port {view.policy.check.port}" if view.policy.check.port else ""
+        return f"it accepts connections and does not pass its check{where}: {view.passes}"
     return f"it accepts no connections: {view.accepts}"
 
 

@@ -5,6 +5,7 @@ that names it. In its turn it is decided again, on top of everything that came b
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from functools import partial
@@ -245,10 +246,14 @@ class Registrar:
             place = (item.protocol, item.last, item.server_name)
             addresses, answering = one.addresses(item), None
             if one.members:
+                reachable, hint = "", ""
                 if not item.target_last:
-                    answering = sum(self._health_records.reachable(address)[0] == YES for address in addresses)
+                    met = Counter(self._health_records.reachable(address)[:2] for address in addresses)
+                    answering = sum(count for (word, _), count in met.items() if word == YES)
+                    reachable, hint = met.most_common(1)[0][0]
                 servers = (len(addresses), answering)
-                found.append(FrontendOutcome(item.port, "", item.target_port, "", "", *place, servers))
+                hint = "" if answering else hint
+                found.append(FrontendOutcome(item.port, "", item.target_port, reachable, hint, *place, servers))
                 continue
             reachable, hint, _ = self._health_records.reachable(addresses[0])
             found.append(FrontendOutcome(item.port, one.ip, item.target_port, reachable, hint, *place))

@@ -133,7 +133,10 @@ class ServerView:
 
     @property
     def accepts(self) -> str:
-        """Whether it accepts connections: the result of the last connect, "yes" or a failure; "unknown": there was none."""
+        """Whether it accepts connections: the result of the last connect, "yes" or a failure; "unknown": there was none. A
+        check at another port says nothing of that."""
+        if self.policy.check.port:
+            return self.reachable
         if self._last == YES or self._last.startswith(WRONG):  # an answer, also a wrong one, came over a connection
             return YES
         return self._last or self.reachable

@@ -209,6 +209,21 @@ def prove(before: Reachability | None, found: str, policy: HealthPolicy, now: fl
 
 
 _SAID = {YES: YES, "refused": "refused", "timeout": "timeout", "unreachable": "refused"}
+KUBE_PROXY_HEALTH = 10256
+
+
+def check_hint(port: int, found: str) -> str:
+    """What it usually means that a check at a port of its own (0: it has none) got no answer."""
+    if not port or found not in ("refused", "timeout", "unreachable"):
+        return ""
+    if port == KUBE_PROXY_HEALTH:
+        return (
+            f"port {port} is kube-proxy's health: open it on the nodes to this machine. A cluster without kube-proxy needs "
+            "another check, such as the annotation pylb.io/health: tcp of its Services"
+        )
+    return f"its check asks port {port} of the server's machine: open that to this machine, too"
+
+
 HINTS = {
     "resource": "pylb could not try: it is out of file descriptors, memory or local ports",
     "refused": (

@@ -22,8 +22,8 @@ OwnIps = AbstractSet[str]
 
 def check_dials(one: Registration, caller: Caller, own_ips: OwnIps) -> None:
     """May the caller make pylb dial all that the registration asks for? Raises Refused."""
-    for ip in one.ips:
-        _check_ip(ip, caller, own_ips)
+    for label, ip, _ in one.machines:
+        _check_ip(ip, caller, own_ips, label if one.members else "")
     for index, item in enumerate(one.wanted):
         for field, port in item.dialled():
             if port not in caller.token.target_ports:
@@ -81,20 +81,22 @@ def covers(token: Token, ip: str, own_ips: OwnIps) -> bool:
     return in_networks(ip, token.targets)
 
 
-def _check_ip(ip: str, caller: Caller, own_ips: OwnIps) -> None:
-    name = caller.token.name
+def _check_ip(ip: str, caller: Caller, own_ips: OwnIps, member: str) -> None:
+    """`member`: of a set, the label of the machine with that address."""
+    name, where = caller.token.name, f"{ip} (of {member})" if member else ip
     if why := _never(ip, caller.token):
-        raise Refused(Code.TARGET_REFUSED, f"{ip} cannot be a target: {why[0]}", why[1])
+        raise Refused(Code.TARGET_REFUSED, f"{where} cannot be a target: {why[0]}", why[1])
     if ip == caller.ip or covers(caller.token, ip, own_ips):
         return
     if ip in own_ips:
         what = "it is an address of pylb's own machine, and `targets` does not name it by itself"
         hint = f"aim at the node, or add {ip} to `targets` of token {name!r}: a network around it does not count"
-        raise Refused(Code.TARGET_REFUSED, f"{ip} cannot be a target: {what}", hint)
+        raise Refused(Code.TARGET_REFUSED, f"{where} cannot be a target: {what}", hint)
+    hint = "add it to `targets` of the token"
     raise Refused(
         Code.TARGET_FORBIDDEN,
-        f"token {name!r} may not name the address {ip}",
-        "leave `address` out to use the calling address, or add it to `targets` of the token",
+        f"token {name!r} may not name the address {where}",
+        hint if member else f"leave `address` out to use the calling address, or {hint}",
     )
 
 

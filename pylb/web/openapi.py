@@ -69,6 +69,7 @@ class PlacedSet(_Answer):
         description="how many of them accepted the last connect, as far as they were asked before the answer; null of a range, "
         "which nobody asks"
     )
+    hint: str = Field("", description="if none did: what the answer of most of them usually means")
 
 
 class Lease(_Answer):

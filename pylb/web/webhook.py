@@ -314,7 +314,8 @@ def _frontend_json(frontend: FrontendOutcome) -> dict[str, Any]:
     port = port_json(frontend.port, frontend.protocol, frontend.last, frontend.server_name)
     if frontend.servers is not None:
         count, answering = frontend.servers
-        return {**port, "target_port": frontend.target_port, "servers": count, "answering": answering}
+        found = {**port, "target_port": frontend.target_port, "servers": count, "answering": answering}
+        return found | {"hint": frontend.hint} if frontend.hint else found
     body: dict[str, Any] = {
         **port,
         "address": frontend.address,

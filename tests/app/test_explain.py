@@ -124,6 +124,25 @@ def test_servers_that_accept_and_fail_their_check_are_named_with_what_the_check_
         assert row["accepts"] == "yes"
 
 
+def test_a_check_at_another_port_that_nobody_answers_is_named_with_that_port(pylb: Instance, echo_port: int) -> None:
+    """With Kubernetes that is kube-proxy's health at 10256, and the firewall lets only nodePorts pass."""
+    nobody = free_port()
+    static = {
+        "name": "web",
+        "listen": f"127.0.0.1:{pylb.port}",
+        "servers": [f"127.0.0.1:{echo_port}"],
+        "health": {"check": {"http": "/healthz", "port": nobody}, "interval": "100ms", "fall": 1},
+    }
+    pylb.configure(frontends=[static])
+    pylb.start()
+    first, *lines = explained(pylb, pylb.port)
+    assert f"none passes its check (127.0.0.1:{echo_port} at port {nobody}: refused)" in first
+    assert first.endswith(f"its check asks port {nobody} of the server's machine: open that to this machine, too")
+    assert any(f"accepts connections now: yes, passes its check at port {nobody} now: refused" in one for one in lines)
+    row = eventually(lambda: [one for one in routes(pylb) if one["check"] == "refused"], what="a check")[0]
+    assert row["accepts"] == "yes"
+
+
 def test_a_server_whose_name_does_not_resolve_is_named(pylb: Instance) -> None:
     """It said that a registration was missing."""
     pylb.configure(

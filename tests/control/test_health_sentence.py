@@ -1,5 +1,6 @@
 """The sentence of health, for every way in which a frontend can be unwell."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from pylb.control.health_sentence import Condition, condition, overall, said, si
 from pylb.control.views import FrontendView, Holder, ServerView, frontend_views
 from pylb.core.address import Address, Listen
 from pylb.core.health import REMEMBERED, WRONG, Health
-from pylb.core.policy import Policy, ProxyProtocol
+from pylb.core.policy import Check, CheckKind, HealthPolicy, Policy, ProxyProtocol
 from pylb.core.registration import Key
 from pylb.core.table import DOWN, LAST_RESORT, Frontend, Server, make_table
 
@@ -42,6 +43,12 @@ def down(number: int = 7) -> ServerView:
 
 def failing(found: str) -> ServerView:
     return view(7, state="down", rank=DOWN, health=Health(True, 3, reason=found))
+
+
+def elsewhere(found: str, reachable: str) -> ServerView:
+    """Its check asks another port, whose silence says nothing of the server's own."""
+    policy = HealthPolicy(check=Check(CheckKind.HTTP, path="/healthz", port=10256))
+    return replace(failing(found), policy=policy, reachable=reachable)
 
 
 def frontend(name: str, port: int, *servers: ServerView, unbound: str | None = None) -> FrontendView:
@@ -141,6 +148,16 @@ def test_a_server_counts_as_up_until_it_has_refused_a_connection(given: dict[str
             web(view(), failing(WRONG + "503")),
             Condition.DEGRADED,
             "web-443 lost 10.0.0.7:30443 12 s ago (it accepts connections and does not pass its check: wrong answer: 503)",
+        ),
+        (
+            web(view(), elsewhere("timeout", "yes")),
+            Condition.DEGRADED,
+            "web-443 lost 10.0.0.7:30443 12 s ago (it accepts connections and does not pass its check at port 10256: timeout)",
+        ),
+        (
+            web(view(), elsewhere("timeout", "refused")),
+            Condition.DEGRADED,
+            "web-443 lost 10.0.0.7:30443 12 s ago (it accepts no connections: refused)",
         ),
         (
             web(failing("refused")),

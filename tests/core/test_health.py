@@ -16,6 +16,7 @@ from pylb.core.health import (
     HealthStats,
     Reachability,
     answered,
+    check_hint,
     checked,
     conversation,
     failed,
@@ -227,6 +228,12 @@ def test_unreachable_is_said_as_a_refusal_with_a_hint_of_its_own() -> None:
     proof = prove(None, "unreachable", PASSIVE, 0.0, jitter=1.0)
     assert proof.reachable == "refused"
     assert "no route" in proof.hint
+
+
+def test_a_check_at_another_port_that_gets_no_answer_has_a_hint_about_that_port() -> None:
+    assert check_hint(10256, "timeout").startswith("port 10256 is kube-proxy's health")
+    assert check_hint(31999, "refused") == "its check asks port 31999 of the server's machine: open that to this machine, too"
+    assert [check_hint(0, "refused"), check_hint(10256, YES), check_hint(10256, f"{WRONG}503")] == ["", "", ""]
 
 
 def test_a_lack_of_our_own_says_nothing_of_the_target() -> None:

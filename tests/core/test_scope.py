@@ -230,3 +230,10 @@ def test_each_frontend_of_a_call_is_judged() -> None:
     one = wants()
     refused = refusal(replace(one, wanted=(*one.wanted, FrontendRequest(444, 22))), token())
     assert "frontends[1].target_port" in refused.detail
+
+
+def test_a_refused_machine_of_a_set_is_named() -> None:
+    members = (Member("node-1", "198.51.100.9"), Member("node-2", "192.0.2.9"))
+    refused = refusal(replace(wants(), ip="", members=members), token("198.51.100.0/24"))
+    assert refused.detail.endswith("may not name the address 192.0.2.9 (of node-2)")
+    assert refused.hint == "add it to `targets` of the token"

@@ -186,7 +186,7 @@ def test_server_names_that_are_not_understood_change_nothing(text: str) -> None:
     found = plan([service("web", (80, 30080), (8443, 30443), annotations={"server-names": text})], NODES, EVERYBODY)
     assert found.wanted["default.web"].servers == ()
     (problem,) = found.problems["default.web"]
-    assert problem.text.endswith("; until it is mended, nothing of this Service is changed")
+    assert problem.text.endswith("; until it is corrected, nothing of this Service is changed")
 
 
 @pytest.mark.parametrize(

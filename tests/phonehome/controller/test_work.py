@@ -181,3 +181,17 @@ def test_a_release_that_is_refused_is_repeated() -> None:
     work.answered(job, refused(403, "name_forbidden"), 1)
     assert work.next(1) == pytest.approx(1.0)
     assert all_jobs(work, 2) == [(DELETE, "old")]
+
+
+def test_a_registration_of_which_no_server_answers_is_repeated_soon_until_one_does() -> None:
+    work = started(service("web", (443, 30443)))
+    silent = {("TCP", 443): "nothing listens there yet"}
+    work.answered(put(work, 1), accepted()._replace(silent=silent), 1)
+    assert work.records["default.web"].silent == silent
+    assert work.next(1) == pytest.approx(60 - 1)  # the next look
+    work.looked(frozenset({"default.web"}), 60.5)
+    assert work.next(60.5) == pytest.approx(0.5)
+    work.answered(put(work, 61), accepted("unchanged"), 61)
+    assert work.records["default.web"].silent == {}
+    work.looked(frozenset({"default.web"}), 300)
+    assert work.next(300) == pytest.approx(60)
