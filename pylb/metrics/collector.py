@@ -123,8 +123,12 @@ class Metrics:
 
     async def _registrations(self) -> Families:
         states, leases = Counter[str](), dict[tuple[str, str], float]()
+        owners: dict[tuple[str, str, str, str], int] = {}  # a port has several only by routes, and instances share theirs
         async for view in in_turns(self._registry.each_registration(), PART):
             states[view.state] += 1
+            for wanted in view.frontends:
+                port = f"{wanted.port}-{wanted.last}" if wanted.last else str(wanted.port)
+                owners[port, wanted.protocol, view.token, view.name] = 1
             if view.expires_at_wall is not None and not view.goodbye:  # a lease that ended after a goodbye is expected
                 place = (view.name, view.instance)  # two tokens may share it: the lease that ends first matters
                 leases[place] = min(view.expires_at_wall, leases.get(place, view.expires_at_wall))
@@ -135,6 +139,12 @@ class Metrics:
                 "When the lease of a registration ends, unix time.",
                 ("name", "instance"),
                 leases.items(),
+            ),
+            gauge(
+                "pylb_frontend_owner_info",
+                "Who has a registered port; what balancers with the same clients should agree about.",
+                ("port", "protocol", "token", "name"),
+                owners.items(),
             ),
         )
 

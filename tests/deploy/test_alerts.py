@@ -103,15 +103,18 @@ class Worn:
             {"name": f"web-{number}", "listen": f"127.0.0.1:{port}", "servers": [f"127.0.0.1:{server}"]}
             for number, port in enumerate(ports)
         ]
-        pylb.configure(frontends=frontends, workers=1, tokens=[token(names=["*"])], leases={"min_ttl": "1s"})
+        tokens, defaults = [token(names=["*"])], {"bind": "127.0.0.2"}  # the sick one has the same port
+        pylb.configure(frontends=frontends, workers=1, tokens=tokens, defaults=defaults, leases={"min_ttl": "1s"})
 
     def launch(self) -> None:
         self._faults.mkdir()
         run = python("tests.support.faulty", "run", "-c", str(self.pylb.file))
         self.pylb.launch(argv=("sh", "-c", f"exec {shlex.join(run)} > /dev/full"), env={"FAULTS": str(self._faults)})
 
-    def suffer(self, server: int) -> None:
+    def suffer(self, server: int, port: int) -> None:
+        """`port`: that belongs to another app at the sick one."""
         main = self.pylb.running
+        assert self.pylb.register(port, server, name="rival", ttl=3600).status == 201
         (self._faults / Part.RATES).touch()
         for name in ("one", "two", "three"):
             assert self.pylb.register(free_port(), server, name=name, ttl=1).status == 201
@@ -157,6 +160,8 @@ def expected(sick: Sick) -> list[dict[str, str]]:
         {"alertname": "PylbConnectFailures", "instance": "sick", "frontend": "dead"},
         {"alertname": "PylbStandby", "instance": "sick"},
         {"alertname": "PylbClusterDisconnected", "instance": "sick"},
+        {"alertname": "PylbOwnersDiffer", "instance": "sick", "port": str(sick.pylb.port), "name": "silent"},
+        {"alertname": "PylbOwnersDiffer", "instance": "worn", "port": str(sick.pylb.port), "name": "rival"},
         {"alertname": "PylbFloatingAddress", "instance": "sick", "address": "192.0.2.9"},
         {"alertname": "PylbLeasesPreserved", "instance": "worn"},
         {"alertname": "PylbStateNotDurable", "instance": "worn"},
@@ -190,7 +195,7 @@ def test_every_alert_fires_on_its_fault_and_none_where_all_is_well(
         assert not [one for one in prometheus.alerts() if one["labels"]["instance"] == "well"]
 
         sick.suffer(stack, echo_port)
-        worn.suffer(echo_port)
+        worn.suffer(echo_port, sick.pylb.port)
 
         wanted = expected(sick)
         assert {one["alertname"] for one in wanted} == {rule["alert"] for rule in rules()}

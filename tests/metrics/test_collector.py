@@ -75,6 +75,7 @@ LIMITS = {
     "pylb_frontend_closes_timestamp_seconds",
     "pylb_leases_preserved",
     "pylb_standby",
+    "pylb_frontend_owner_info",
     "pylb_address_held",
     "pylb_faults_total",
 }
@@ -236,6 +237,8 @@ async def test_controls_numbers_come_out(tmp_path: Path) -> None:
         lease = value(found, "pylb_lease_expires_timestamp_seconds", name="mosquitto", instance="pod-1")
         assert view.expires_at_wall is not None
         assert abs(lease - view.expires_at_wall) < 1
+        owner = {"port": str(mqtt), "protocol": "tcp", "token": control.keyring.tokens[0].name, "name": "mosquitto"}
+        assert [sample.labels for sample in found["pylb_frontend_owner_info"]] == [owner]
 
 
 async def test_a_server_is_up_or_down_only_once_it_was_tried(tmp_path: Path) -> None:
