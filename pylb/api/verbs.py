@@ -88,7 +88,8 @@ def verbs(registry: Registry, service: AppOperations, live: SessionControl) -> d
         _views(registry, service, live)
         | _traces(registry, service, live)
         | _changes(registry, service)
-        | _operator(registry, live)
+        | _operator(registry)
+        | _sessions(live)
         | _address(registry, service)
         | cluster_verbs(registry)
     )
@@ -241,8 +242,8 @@ def _generation(one: Generation) -> dict[str, Any]:
     }
 
 
-def _operator(registry: Registry, live: SessionControl) -> dict[str, Verb]:
-    """The verbs of `pylb ctl`."""
+def _operator(registry: Registry) -> dict[str, Verb]:
+    """The verbs of `pylb ctl` that say what the operator wants of servers and nodes."""
 
     async def admin(request: Mapping[str, Any]) -> dict[str, Any]:
         state = _text(request, "state")
@@ -259,6 +260,12 @@ def _operator(registry: Registry, live: SessionControl) -> dict[str, Verb]:
         if wanted is not None and not (type(wanted) is int and 0 <= wanted <= 256):
             raise Refused(Code.INVALID, "weight: 0-256 or null is needed")
         return {"lines": await registry.operator.set_weight(_text(request, "target"), wanted, _seconds(request))}
+
+    return {"admin": admin, "weight": weight, "words": words}
+
+
+def _sessions(live: SessionControl) -> dict[str, Verb]:
+    """The verbs about sessions, and those of `pylb ctl` that reset them."""
 
     async def sessions(request: Mapping[str, Any]) -> dict[str, Any]:
         if request.get("ended"):
@@ -286,14 +293,7 @@ def _operator(registry: Registry, live: SessionControl) -> dict[str, Verb]:
         counts = {name: await live.shutdown_sessions(listen, address) for (listen, address), name in found.items()}
         return {"lines": [f"reset: {counted(count, 'session')} of {name}" for name, count in counts.items()]}
 
-    return {
-        "admin": admin,
-        "weight": weight,
-        "words": words,
-        "sessions": sessions,
-        "shutdown session": shutdown_session,
-        "shutdown sessions": shutdown_sessions,
-    }
+    return {"sessions": sessions, "shutdown session": shutdown_session, "shutdown sessions": shutdown_sessions}
 
 
 def _seconds(request: Mapping[str, Any]) -> float | None:
