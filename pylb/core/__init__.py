@@ -9,6 +9,7 @@ Terms         address, server_names, policy, static_rules, registration, server_
 Who may what  auth (tokens and ports), scope (targets), access (clients), conflicts (who holds a port), loops
 What changes  ownership (one function for each change), claims (the result), compose (the table of it), table_diff
 Time          lease, legacy (the old calls), health (up or down), checks (their notation), rate_limits, token_buckets
-A session     balance, session (its life as a table), connect_failures, proxy_protocol, client_hello, tcp_info, recorder, log
+A session     balance, session (its life as a table), flow (that of UDP), connect_failures, proxy_protocol, client_hello,
+              tcp_info, recorder, log
 Tools         codec (values as JSON), strict_json (what calls bring), port_field, persistent_map, text (made safe to show)
 """

@@ -31,6 +31,7 @@ _NAMES = {
     errno.ENFILE: RESOURCE,
     errno.ENOBUFS: RESOURCE,
     errno.ENOMEM: RESOURCE,
+    errno.ENOSPC: RESOURCE,  # of epoll: more sockets than fs.epoll.max_user_watches
 }
 
 

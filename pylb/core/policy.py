@@ -74,6 +74,7 @@ class Timeouts:
     connect: float = 5.0
     queue: float = 5.0
     idle: float = 3600.0
+    udp_idle: float = 120.0  # of a flow; either direction counts
     half_close: float = 60.0
     flush: float = 30.0
     drain: float = 600.0
@@ -222,12 +223,15 @@ class Policy:
     health: HealthPolicy = HealthPolicy()
     on_down: OnDown = OnDown.KEEP
     send_proxy: ProxyProtocol = ProxyProtocol.NONE
+    send_proxy_each: bool = False  # in front of each datagram, not only the first of a flow
     send_crc32c: bool = False  # in v2 headers
     send_unique_id: bool = False
     pass_tlvs: bool = False  # pass the TLVs of incoming v2 headers on in those that are sent
     accept_proxy: ProxyAccept = ProxyAccept()
     access: AccessList = EVERYBODY
     limits: SourceLimits = SourceLimits()
+    requests: int = 0  # datagrams of a client that make one flow; 0: any number
+    responses: int | None = None  # answers to each of them, after which a flow ends; None: it ends when it is idle
     source_addresses: tuple[str, ...] = ()  # IPs that servers are dialled from; (): the kernel chooses
 
 

@@ -7,7 +7,7 @@ what our own checks send, and `parse` reads what a trusted proxy in front of us 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from pylb.core.address import Address, parse_ip
+from pylb.core.address import UDP, Address, parse_ip
 from pylb.core.policy import ProxyProtocol
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
@@ -17,7 +17,8 @@ MOST_PASSED_ON = 3072  # bytes of TLVs: with all that is added, the next proxy's
 _LINE = 107  # the longest version 1 line, CRLF included (2.1)
 _LOCAL, _PROXY = b"\x20", b"\x21"  # version 2 and the command
 _UNSPEC, _TCP4, _TCP6 = b"\x00", b"\x11", b"\x21"  # family and STREAM
-_SIZES = {_TCP4: 12, _TCP6: 36, b"\x12": 12, b"\x22": 36, b"\x31": 216, b"\x32": 216}  # of the addresses; UDP, unix
+_UDP4, _UDP6 = b"\x12", b"\x22"  # family and DGRAM
+_SIZES = {_TCP4: 12, _TCP6: 36, _UDP4: 12, _UDP6: 36, b"\x31": 216, b"\x32": 216}  # of the addresses; UDP, unix
 _TYPE_CRC32C, _TYPE_NOOP, _TYPE_UNIQUE_ID = 0x03, 0x04, 0x05
 # pylb's own type (0xE0 to 0xEF are for that, 2.2.8): the pylbs that a connection came through, PATH_ID bytes each. Without it,
 # two that send to each other would count all of each other's sessions as one client's.
@@ -62,7 +63,7 @@ def header(
     path: bytes = b"",
     tlvs: bytes = b"",
 ) -> bytes:
-    """The header for a connection from `client` to our address `local`; b"" for NONE.
+    """The header for a connection, or a flow of UDP, from `client` to our address `local`; b"" for NONE.
 
     Mixed families (impossible for one TCP connection, but a mapped address can look so) are written as IPv6, IPv4 mapped.
     `crc32c`, `unique_id` and `path` are TLVs of version 2 (2.2.3, 2.2.5, 2.2.8), `tlvs` those of a received header.
@@ -86,7 +87,9 @@ def header(
         body += _tlv(_TYPE_PATH, path)
     if crc32c:
         body += _tlv(_TYPE_CRC32C, bytes(4))
-    head = SIGNATURE + _PROXY + (_TCP6 if wide else _TCP4) + len(body).to_bytes(2, "big") + body
+    four, six = (_UDP4, _UDP6) if client.protocol == UDP else (_TCP4, _TCP6)
+    kind = six if wide else four
+    head = SIGNATURE + _PROXY + kind + len(body).to_bytes(2, "big") + body
     return head[:-4] + crc32c_of(head).to_bytes(4, "big") if crc32c else head
 
 

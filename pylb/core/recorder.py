@@ -13,6 +13,7 @@ from itertools import islice
 from typing import NamedTuple, Protocol
 
 from pylb.core.address import Address, Listen, Network, in_networks
+from pylb.core.flow import FlowEvent
 from pylb.core.session import Event, SessionRecord, SessionView
 from pylb.core.table import Frontend, Server
 from pylb.core.tcp_info import TcpInfo, parse_tcp_info
@@ -61,7 +62,7 @@ class RecordedSession(NamedTuple):
     address: Address | None  # the server's
     attempts: Sequence[Attempt]
     dial: float | None  # of the connect that succeeded
-    first: Event | None  # the event that ended it or began its end; None while there is none
+    first: Event | FlowEvent | None  # the event that ended it or began its end; None while there is none
     first_at: float  # when that was, from the accept on
     client_tcp: bytes  # TCP_INFO, b"" without one
     server_tcp: bytes
@@ -130,7 +131,7 @@ class Query(NamedTuple):
     by: str = "age"  # of live ones, which come first: the oldest ("age") or those that moved most ("bytes")
 
 
-_PARTED = {
+_PARTED: dict[Event | FlowEvent, tuple[str, str]] = {
     Event.CLIENT_FIN: ("client", "FIN"),
     Event.CLIENT_RESET: ("client", "reset"),
     Event.SERVER_FIN: ("server", "FIN"),

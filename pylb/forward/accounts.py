@@ -4,6 +4,7 @@ All of it may fail without harm to forwarding: a session's descriptors and slots
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pylb.core.recorder import RecordedSession, Recorder
 from pylb.core.session import Cause, Event, Observer, SessionRecord, State, termination_code
@@ -12,6 +13,9 @@ from pylb.forward import sockets
 from pylb.forward.counters import Counters, ServerCounters
 from pylb.forward.faults import Faults
 from pylb.forward.session import End, FrontendState, ServerState, Session
+
+if TYPE_CHECKING:
+    from pylb.forward.flow import Flow
 
 SHORT = 0.1  # seconds
 _CLOSED, _CLIENT_DONE = State.CLOSED, State.CLIENT_DONE
@@ -38,7 +42,7 @@ class Accounts:
         self._clock = clock
         self._wall = wall
         self._clock_offset = 0.0  # unix time minus monotonic time, as of the last batch in which a session ended
-        self.unreported: list[Session] = []  # they ended in this batch
+        self.unreported: list[Session | Flow] = []  # they ended in this batch
 
     def note_first(self, session: Session, event: Event) -> None:
         """Note `event` as the one that ended the session or began its end, unless there was one before it."""
@@ -61,11 +65,11 @@ class Accounts:
         counters.sessions_total += 1
         if server.failing:
             server.failing = False
-            self.connect_ended(session, server.server, None)
+            self.connect_ended(session.frontend, server.server, None)
 
-    def connect_ended(self, session: Session, server: Server, failure: str | None) -> None:
+    def connect_ended(self, frontend: FrontendState, server: Server, failure: str | None) -> None:
         """Report the outcome to the observer. If the observer fails, the session goes on."""
-        listen = session.frontend.frontend.listen
+        listen = frontend.frontend.listen
         self._faults.guard(
             "the outcome of a connect could not be passed on", self._observer.connect_ended, listen, server, failure
         )
@@ -99,7 +103,7 @@ class Accounts:
         if self.recorder is not None:
             self.recorder.add(session)
 
-    def _read_clocks(self, session: Session) -> float:
+    def _read_clocks(self, session: "Session | Flow") -> float:
         """The time. If a clock is broken, the session is counted all the same."""
         try:
             now = self._clock()
@@ -137,9 +141,64 @@ class Accounts:
             for session in ended:
                 self._faults.guard("an ended session could not be reported", self._report, session)
 
-    def _report(self, session: Session) -> None:
+    def _report(self, session: "Session | Flow") -> None:
         if session.end is not None:
             self._observer.session_ended(session.record(session.end, session.code))
+
+    def flow_ended(self, flow: "Flow", server: ServerState | None) -> None:
+        """Like `ended`. `server`: what it had at last; it has left it."""
+        self.settle_flow(flow, server)
+        now, frontend = self._read_clocks(flow), flow.frontend
+        total = now - flow.accepted
+        closed = self._closed_counter(frontend, server)
+        closed.closed[flow.code] += 1
+        frontend.counters.session_seconds.add(total)
+        closed.total_seconds += total
+        closed.longest_total = max(closed.longest_total, total)
+        flow.end = self._flow_end(flow, server, now, ended=True)
+        self.unreported.append(flow)
+        if self.recorder is not None:
+            self.recorder.add(flow)
+
+    def _flow_end(self, flow: "Flow", server: ServerState | None, now: float, *, ended: bool) -> End:
+        frontend = flow.frontend
+        return End(
+            now,
+            self._clock_offset,
+            frontend.frontend,
+            server.server if server is not None else None,
+            len(flow.attempts or ()),
+            flow.bytes_in,
+            flow.bytes_out,
+            self._counters.open_flows + ended,
+            frontend.counters.sessions + ended,
+            server.sessions - (not ended) if server is not None else 0,
+            b"",
+            b"",
+        )
+
+    def live_flow(self, flow: "Flow") -> RecordedSession:
+        """Like `live`."""
+        now = self._clock()
+        self._clock_offset = self._wall() - now
+        return flow.story(self._flow_end(flow, flow.server, now, ended=False), "")
+
+    @staticmethod
+    def settle_flow(flow: "Flow", server: ServerState | None = None) -> bool:
+        """Like `settle`, with its datagrams. `server`: the one it has left just now."""
+        now = flow.datagrams_in, flow.datagrams_out, flow.bytes_in, flow.bytes_out
+        if now == flow.counted:
+            return False
+        ins, outs, bytes_in, bytes_out = (new - old for new, old in zip(now, flow.counted, strict=True))
+        flow.counted = now
+        counters, server = flow.frontend.counters, server or flow.server
+        if counters.datagrams is not None:
+            counters.datagrams.relayed_in += ins
+            counters.datagrams.relayed_out += outs
+        for one in (counters, server.counters) if server is not None else (counters,):
+            one.bytes_in += bytes_in
+            one.bytes_out += bytes_out
+        return True
 
     def forget(self) -> None:
         """The engine is closed."""

@@ -61,12 +61,25 @@ class ServerCounters:
         self.last_at = 0.0  # time of the last connect, monotonic; 0: none yet
 
 
+class DatagramCounters:
+    """Of a frontend of UDP. Every datagram that came is in exactly one of these, or is still in the kernel."""
+
+    __slots__ = ("dropped", "rehomed", "relayed_in", "relayed_out")
+
+    def __init__(self) -> None:
+        self.relayed_in = 0  # sent on to a server; as current as the bytes
+        self.relayed_out = 0  # sent on to a client
+        self.dropped: Counter[str] = Counter()  # by reason
+        self.rehomed = 0  # flows that moved to another server
+
+
 class FrontendCounters:
     __slots__ = (
         "bytes_in",
         "bytes_out",
         "connect_seconds",
         "connections",
+        "datagrams",
         "denied",
         "forgotten",
         "name",
@@ -90,6 +103,7 @@ class FrontendCounters:
         self.session_seconds = Histogram(SESSION_BOUNDS)
         self.servers: dict[str, ServerCounters] = {}  # by label; "" for sessions that never had a server
         self.connections = 0  # accepted: sessions, and clients that were refused right after the accept
+        self.datagrams: DatagramCounters | None = None  # None: it is a frontend of TCP
         self.forgotten = 0  # ended sessions of servers that left the table; with those of `servers` this makes all ended ones
 
 
@@ -102,6 +116,7 @@ class Counters:
         "frontends",
         "guaranteed",
         "max_connections",
+        "open_flows",
         "open_sessions",
         "pipe_fallbacks",
         "pipes_lent",
@@ -112,6 +127,7 @@ class Counters:
     def __init__(self, max_connections: int) -> None:
         self.frontends: dict[Listen, FrontendCounters] = {}
         self.open_sessions = 0
+        self.open_flows = 0  # of UDP; they are no part of open_sessions, because they take none of its places
         self.buffered = 0  # bytes in memory and pipes that wait for blocked destinations
         self.max_connections = max_connections
         self.guaranteed = 0  # the part of max_connections that each frontend has for itself

@@ -399,7 +399,7 @@ class Dialer:
         session.tried = [*(session.tried or ()), server]
         took = round((self._clock() - session.dialed) * 1000)
         _note(session, Attempt(server.server.name, server.server.address, reason, errno.errorcode.get(error, ""), took))
-        self._accounts.connect_ended(session, server.server, reason)
+        self._accounts.connect_ended(session.frontend, server.server, reason)
 
     def fail_connect(self, session: Session, reason: str, error: int = 0) -> None:
         """The server refused, was unreachable or did not answer in time. `error`: errno; 0 for our own timeout."""

@@ -11,31 +11,38 @@ import random
 import select
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from operator import attrgetter
 from socket import SocketType
+from typing import TYPE_CHECKING
 
-from pylb.core.address import Address, Listen
+from pylb.core.address import TCP, UDP, Address, Listen
 from pylb.core.policy import AdminState, OnDown
-from pylb.core.recorder import SCAN, Coverage, Query, Recorder, SessionTrace, first_number, session_id, trace_of
-from pylb.core.session import Cause, Event, Observer, SessionView, State
+from pylb.core.recorder import SCAN, Coverage, Query, Recorder, SessionTrace, first_number, trace_of
+from pylb.core.session import Cause, Event, Observer, SessionView
 from pylb.core.table import DOWN, Frontend, Server, Table, diff, differing
 from pylb.forward.accounts import Accounts
 from pylb.forward.counters import Counters
 from pylb.forward.faults import Faults, Report
 from pylb.forward.lifecycle import Lifecycle
 from pylb.forward.listener import ListeningPort, ListeningPorts
+from pylb.forward.live import view
 from pylb.forward.live_sessions import LiveSessions
 from pylb.forward.own_dials import OwnDials
 from pylb.forward.pipes import Pipes
 from pylb.forward.relay import Relay
 from pylb.forward.routes import Routes
 from pylb.forward.run_queue import BUDGET, EVENT, RunQueue
-from pylb.forward.session import FrontendState, Half, ServerState, Session
+from pylb.forward.session import FrontendState, Half, ServerState
 from pylb.forward.shared_limits import OtherProcesses
-from pylb.forward.sockets import Opener, folded, open_each, open_listener
+from pylb.forward.sockets import Opener, open_each, open_listener
 from pylb.forward.timers import DRAIN_RATE, LONGEST_PERIOD, RESET_RATE, Timers
+from pylb.forward.watched import Watched
+
+if TYPE_CHECKING:
+    from pylb.forward.datagram_port import DatagramPorts
+    from pylb.forward.flow import DatagramPort, Flow
+    from pylb.forward.flows import Flows
 
 EVENTS = 64  # per poll; later ones come first in the next poll, because the kernel's list is in order (epoll(7))
 MAX_BUFFERED = 256 << 20  # bytes
@@ -122,7 +129,7 @@ class Engine:
             own_dials=own_dials or OwnDials(worker),
             number=first_number(worker),
         )
-        self._random = draw
+        self._random, self._opener = draw, opener
         self._ports = ListeningPorts(self._epoll, self.counters, self.faults, self._life.begin, opener, twin, self._run_queue)
         self._life.on_end = self._ports.session_ended
         self._life.on_exhausted = self._ports.exhausted
@@ -134,8 +141,9 @@ class Engine:
         self._drain_at: float | None = None
         self._ramping: dict[FrontendState, None] = {}  # those with servers in their slow start
         self._ramp_at = 0.0  # monotonic
-        self._watched: dict[int, Callable[[], None]] = {}
-        self._suspended: list[int] = []  # watched descriptors whose callback failed: ignored until the next tick
+        self._udp_by_fd: dict[int, Flow | DatagramPort] = {}
+        self._flows: Flows | None = None  # until there is a frontend of UDP
+        self._watched = Watched(self._epoll, self.faults)
 
     def fileno(self) -> int:
         """Readable (level-triggered) while any of the engine's sockets has an event."""
@@ -143,39 +151,10 @@ class Engine:
 
     def watch(self, fd: int, on_ready: Callable[[], None]) -> None:
         """From this epoll too, call `on_ready` as long as `fd` is readable, until the descriptor is closed."""
-        self._epoll.register(fd, select.EPOLLIN)
-        self._watched[fd] = on_ready
+        self._watched.add(fd, on_ready)
 
     def unwatch(self, fd: int) -> None:
-        del self._watched[fd]
-        if fd in self._suspended:
-            self._suspended.remove(fd)
-        else:
-            self._forget(fd)
-
-    def _forget(self, fd: int) -> None:
-        with suppress(OSError):  # a failure means that it was not watched, or is closed (epoll_ctl(2))
-            self._epoll.unregister(fd)
-
-    def _call(self, fd: int, watched: Callable[[], None]) -> None:
-        """Unwatch after a failure: epoll is level-triggered, and a callback that reads nothing would be called for ever."""
-        if not self.faults.guard("what came in on a watched descriptor was not dealt with", watched) and fd in self._watched:
-            self._forget(fd)
-            self._suspended.append(fd)
-
-    def _wake(self) -> None:
-        """Raises OSError: what could not be watched (ENOMEM, ENOSPC) stays suspended until the next tick."""
-        failure: OSError | None = None
-        for fd in list(self._suspended):
-            try:
-                self._epoll.register(fd, select.EPOLLIN)
-            except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.EBADF):  # it is watched already, or closed
-                    failure = error
-                    continue
-            self._suspended.remove(fd)
-        if failure is not None:
-            raise failure
+        self._watched.remove(fd)
 
     @property
     def busy(self) -> bool:
@@ -196,8 +175,10 @@ class Engine:
                     life.fault(half_or_none.session, error)
             elif (port := self._ports.by_fd.get(fd)) is not None:
                 run_queue.add(port)
-            elif (watched := self._watched.get(fd)) is not None:
-                self._call(fd, watched)
+            elif (watched := self._watched.by_fd.get(fd)) is not None:
+                self._watched.call(fd, watched)
+            elif self._flows is not None and (one := self._udp_by_fd.get(fd)) is not None:
+                self._flows.on_event(one, events)
         self._run()
         life.end_batch()
         return self.busy
@@ -218,8 +199,11 @@ class Engine:
             elif isinstance(one, FrontendState):
                 if life.dialer.serve_queue(one):
                     run_queue.add(one)
-            elif self._timers.run():
-                run_queue.add(self._timers)
+            elif one is self._timers:
+                if self._timers.run():
+                    run_queue.add(one)
+            elif self._flows is not None:
+                self._flows.run(one)
             if run_queue.budget <= 0:
                 return
 
@@ -231,8 +215,10 @@ class Engine:
         self._timers.kill = self._drain_at is not None and now >= self._drain_at
         elapsed = self._timers.tick(now)
         self.faults.tick(elapsed)
-        self.faults.guard("a descriptor could not be watched again", self._wake)
+        self.faults.guard("a descriptor could not be watched again", self._watched.wake)
         self._ports.resume(elapsed)
+        if self._flows is not None:
+            self._flows.tick(now, elapsed, kill=self._timers.kill)
         if self._ramping and now >= self._ramp_at:
             self._ramp_at = now + RAMP_STEP
             self._ramping = {frontend: None for frontend in self._ramping if frontend.ramp(now)}
@@ -246,13 +232,13 @@ class Engine:
         Of a range, one call for each port: a thousand at once would hold the loop for 40 ms.
         `freebind`: allow an address that this machine does not have yet.
         """
-        self._ports.open(listen, freebind=freebind)
+        self._of(listen).open(listen, freebind=freebind)
 
     def discard(self, listen: Listen) -> None:
         """Close what `open` opened, unless the table in force serves it. Idempotent."""
         if listen not in self.table.frontends:
             for one in listen.each():
-                self._ports.close(one)
+                self._of(listen).close(one)
 
     def apply(self, table: Table) -> dict[Listen, OSError]:
         """Put `table` in force and return the ports that could not be opened (the rest is served all the same).
@@ -282,12 +268,11 @@ class Engine:
                 self.faults.add(f"{listen} is not served", error)
                 failed[listen] = OSError(errno.EIO, f"a fault of pylb: {error!r}")
         for _old, new in change.changed:
-            if (state := self._state(new.listen)) is not None:
-                self.faults.guard(f"{new.listen} could not be changed", self._change, state, new)
-                regroup |= self._regroup(state, removed=False)
+            regroup |= self._change_safely(new)
         if change.opened or change.closed or self._unserved:
             if self._nofile:
-                limit = connection_limit(self._nofile, len(self._ports.by_listen), self._reserve)
+                others = len(self._ports.by_listen) + (self._flows.descriptors if self._flows is not None else 0)
+                limit = connection_limit(self._nofile, others, self._reserve)
                 self.counters.max_connections = min(self._most, limit)
             self._ports.set_guarantee()
         self.table, self._unserved = table, tuple(failed)
@@ -306,11 +291,15 @@ class Engine:
             if accept:
                 self.faults.guard(f"clients waiting for {listen} were not accepted", self._ports.empty, port)
             self._ports.close(listen)
+        if self._flows is not None:
+            self._flows.drain()
 
     def close(self) -> None:
         """Reset all live sessions and close everything."""
         self._kill_all()
         self._ports.close_all()
+        if self._flows is not None:
+            self._flows.close()
         self._life.end_batch()
         self._accounts.forget()
         self._run_queue.queue.clear()
@@ -318,11 +307,11 @@ class Engine:
         self._epoll.close()
 
     def live(self) -> Iterator[list[SessionView]]:
-        """Every live session, as of now, in steps, between which other work may run."""
-        sessions = list(self._life.sessions)
+        """Every live session and flow, as of now, in steps, between which other work may run."""
+        sessions = [*self._life.sessions, *(self._flows.flows if self._flows is not None else ())]
         for start in range(0, len(sessions), SCAN):
-            some = sessions[start : start + SCAN]
-            yield [_view(session, self._clock()) for session in some if session.state is not State.CLOSED]
+            now = self._clock()
+            yield [seen for one in sessions[start : start + SCAN] if (seen := view(one, now)) is not None]
 
     @property
     def recording(self) -> bool:
@@ -345,6 +334,9 @@ class Engine:
         for session in self._life.sessions:
             if session.number == number:
                 return trace_of(self._accounts.live(session), whole=True)
+        for flow in self._flows.flows if self._flows is not None else ():
+            if flow.number == number:
+                return trace_of(self._accounts.live_flow(flow), whole=True)
         recorder = self._accounts.recorder
         return None if recorder is None else recorder.find(number)
 
@@ -357,11 +349,14 @@ class Engine:
         found = [session for session in self._life.sessions if session.number == number]
         for session in found:
             self._life.fire_safely(session, Event.KILLED, Cause.KILLED)
+        ended = self._flows.shutdown(number) if self._flows is not None and not found else 0
         self._life.end_batch()
-        return len(found)
+        return len(found) + ended
 
     def shutdown_sessions(self, listen: Listen, server: Address) -> int:
         """Reset a frontend's sessions on that server, code KD, from the next tick on. Returns how many there are."""
+        if listen.protocol == UDP:
+            return self._of_udp().shutdown_server(listen, server)
         states = {
             session.server: None
             for session in self._life.sessions
@@ -375,6 +370,9 @@ class Engine:
 
     def _serve(self, listen: Listen, frontend: Frontend) -> None:
         """Raises OSError if the port cannot be opened."""
+        if listen.protocol == UDP:
+            self._of_udp().serve(listen, frontend)
+            return
         ports = self._ports
         open_each(listen, ports.by_listen, partial(ports.open, freebind=frontend.policy.freebind), ports.close)
         state = self._routes.open(frontend) if listen.server_name else FrontendState(frontend, self._random)
@@ -386,6 +384,16 @@ class Engine:
 
     def _state(self, listen: Listen) -> FrontendState | None:
         return self._routes.find(listen) if listen.server_name else self._ports.frontend(listen)
+
+    def _change_safely(self, new: Frontend) -> bool:
+        """True: live sessions have to move to another sweep group."""
+        fault = f"{new.listen} could not be changed"
+        if new.listen.protocol == UDP:
+            self.faults.guard(fault, self._of_udp().change, new)
+        elif (state := self._state(new.listen)) is not None:
+            self.faults.guard(fault, self._change, state, new)
+            return self._regroup(state, removed=False)
+        return False
 
     def _change(self, state: FrontendState, new: Frontend) -> None:
         self._life.dialer.know(*differing(state.frontend.servers, new.servers))
@@ -414,6 +422,9 @@ class Engine:
 
     def _remove(self, listen: Listen) -> bool:
         regroup = False
+        if listen.protocol == UDP:
+            self._of_udp().remove(listen)
+            return False
         try:
             if (state := self._state(listen)) is not None:
                 self._life.dialer.know(state.frontend.servers, ())
@@ -426,24 +437,18 @@ class Engine:
                 self._ports.close(one)
         return regroup
 
+    def _of_udp(self) -> "Flows":
+        """Made by the first frontend of UDP."""
+        if self._flows is None:
+            from pylb.forward.flows import Flows  # noqa: PLC0415 - a pylb without UDP loads none of it
+
+            parts = self._epoll, self._udp_by_fd, self._life, self._run_queue, self.counters, self.faults, self._opener
+            self._flows = Flows(*parts, self._clock, self._random, self._nofile)
+        return self._flows
+
+    def _of(self, listen: Listen) -> "ListeningPorts | DatagramPorts":
+        return self._ports if listen.protocol == TCP else self._of_udp().ports
+
     def _kill_all(self) -> None:
         for session in list(self._life.sessions):
             self._life.fire_safely(session, Event.KILLED, Cause.KILLED)
-
-
-def _view(session: Session, now: float) -> SessionView:
-    client, upstream, server, frontend = session.client, session.upstream, session.server, session.frontend.frontend
-    return SessionView(
-        folded(session.address[0]),
-        session.address[1],
-        frontend.name,
-        frontend.listen,
-        server.server.name if server is not None else "",
-        server.server.address if server is not None else None,
-        str(session.state),
-        now - session.accepted,
-        client.received if client is not None else 0,
-        upstream.received if upstream is not None else 0,
-        session_id(session.number),
-        session.admission.asked if session.admission is not None else "",
-    )

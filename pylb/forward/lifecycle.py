@@ -60,13 +60,13 @@ class Lifecycle:
         self.accounts = accounts
         self._clock = clock
         self._unique_id = unique_id
-        self._number = number  # of the last session
+        self.number = number  # of the last session
         self.halves: dict[int, Half] = {}
         self.deadlines = Deadlines()
         self.source_share = SourceShare(counters, sessions)
         self.dialer = Dialer(self, epoll, accounts, faults, clock, run_queue, own_dials)
         self._fins: list[Half] = []  # halves whose peer's stream is delivered: a FIN is due
-        self._to_close: list[SocketType] = []
+        self.to_close: list[SocketType] = []
         self.on_end: Callable[[], None] = lambda: None  # tells the ports that there is room again
         self.on_exhausted: Callable[[], bool] = lambda: False  # asks the ports for a descriptor
         act: dict[Action, Callable[[Session], None]] = {
@@ -146,14 +146,14 @@ class Lifecycle:
         if admission is not None:
             admission.leave()
         sockets.close(sock)
-        self._number += 1
-        self.accounts.refused(frontend, address, reason, self._number, self.dialer.generation)
+        self.number += 1
+        self.accounts.refused(frontend, address, reason, self.number, self.dialer.generation)
 
     def _enter(self, frontend: FrontendState, sock: SocketType, address: tuple[str, int]) -> Session:
         """From here on the client is a session, and ends as one."""
         counters = self._counters
-        self._number += 1
-        session = Session(frontend, address, self._clock(), self._number)
+        self.number += 1
+        session = Session(frontend, address, self._clock(), self.number)
         client = session.client = Half(sock, session, True)
         self.halves[client.fd] = client
         self.sessions.fresh[session] = None
@@ -270,10 +270,10 @@ class Lifecycle:
                 self._shut(half)
             except Exception as error:  # noqa: BLE001 - the boundary of one session, as in Engine.on_ready
                 self.fault(half.session, error)
-        if self._to_close:
-            for sock in self._to_close:
+        if self.to_close:
+            for sock in self.to_close:
                 sockets.close(sock)
-            self._to_close.clear()
+            self.to_close.clear()
             self._faults.guard("the room that ended sessions left could not be used", self.on_end)
         if self.accounts.unreported:
             self.accounts.report()
@@ -385,7 +385,7 @@ class Lifecycle:
         self.halves.pop(half.fd, None)
         if half.armed is in_order:
             linger.change(half)
-        self._to_close.append(half.sock)
+        self.to_close.append(half.sock)
         if half.peer is not None:
             half.peer.peer = None
             half.peer = None

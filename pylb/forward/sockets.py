@@ -15,7 +15,7 @@ from socket import SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, SocketT
 from termios import TIOCOUTQ
 from typing import NamedTuple, Protocol
 
-from pylb.core.address import ANY, Listen
+from pylb.core.address import ANY, UDP, Listen
 from pylb.core.tcp_info import SIZE
 
 # linux/in.h; the socket module has no names for them
@@ -71,13 +71,18 @@ def open_each(
 
 
 def open_listener(listen: Listen, *, freebind: bool = False, shared: bool = False) -> SocketType:
-    """A listening socket for clients, as `listening`.
+    """A listening socket for clients, as `listening`; or for datagrams, see datagram_sockets.py.
 
     Accepted sockets inherit TCP_NODELAY, keep-alive, SO_OOBINLINE and SO_LINGER from here (not O_NONBLOCK).
     listen() is the probe for a taken port: with SO_REUSEADDR two binds both succeed. Raises OSError.
     `shared`: other processes of ours listen there too, each with its share of the clients (SO_REUSEPORT, socket(7)). Nothing is
     probed then, and a root process would silently join another service.
     """
+
+    if listen.protocol == UDP:
+        from pylb.forward.datagram_sockets import open_datagram_listener  # noqa: PLC0415 - a pylb without UDP has none of it
+
+        return open_datagram_listener(listen, freebind=freebind, shared=shared)
 
     def prepare(sock: SocketType) -> None:
         if shared:

@@ -18,7 +18,7 @@ from pylb.core.policy import Policy
 from pylb.core.recorder import Coverage, Query, SessionTrace
 from pylb.core.session import SessionView
 from pylb.core.table import Frontend, Server
-from pylb.forward.counters import Counters, FrontendCounters, Histogram, ServerCounters
+from pylb.forward.counters import Counters, DatagramCounters, FrontendCounters, Histogram, ServerCounters
 from pylb.forward.shared_limits import FrontendUse
 from pylb.workers.channel import BadFrame, Frame
 
@@ -157,6 +157,15 @@ class ServerCount(NamedTuple):
     last_at: float
 
 
+class DatagramCount(NamedTuple):
+    """As forward.counters.DatagramCounters."""
+
+    relayed_in: int
+    relayed_out: int
+    rehomed: int
+    dropped: dict[str, int]
+
+
 class FrontendCount(NamedTuple):
     """Like forward.counters.FrontendCounters."""
 
@@ -175,6 +184,7 @@ class FrontendCount(NamedTuple):
     servers: dict[str, ServerCount]
     forgotten: int
     connections: int
+    datagrams: DatagramCount | None = None  # of a frontend of UDP
 
 
 class Report(NamedTuple):
@@ -264,7 +274,12 @@ def frontend_count(listen: Listen, counters: FrontendCounters) -> FrontendCount:
         {name: _server_count(one) for name, one in counters.servers.items()},
         counters.forgotten,
         counters.connections,
+        _datagram_count(counters.datagrams) if counters.datagrams is not None else None,
     )
+
+
+def _datagram_count(one: DatagramCounters) -> DatagramCount:
+    return DatagramCount(one.relayed_in, one.relayed_out, one.rehomed, dict(one.dropped))
 
 
 _server_values = attrgetter(*ServerCount._fields)
@@ -329,7 +344,9 @@ def _mark(one: FrontendCounters) -> tuple[int, ...]:
     """Differs whenever something changed that is worth reporting."""
     dials = sum(server.attempts + server.sessions_total for server in one.servers.values())
     seen = (one.sessions_total, one.sessions, one.bytes_in, one.bytes_out, one.queued, one.denied.total(), len(one.servers))
-    return (*seen, dials)
+    if (of := one.datagrams) is None:
+        return (*seen, dials)
+    return (*seen, dials, of.relayed_in, of.relayed_out, of.rehomed, of.dropped.total())
 
 
 class _Fields(NamedTuple):
@@ -352,6 +369,7 @@ def _fields(count: type, numbers: tuple[type, ...], highest: tuple[str, ...] = (
 
 
 _OF_SERVER = _fields(ServerCount, (int, float), ("longest_queue", "longest_connect", "longest_total", "last_at"))
+_OF_DATAGRAMS = _fields(DatagramCount, (int,))
 _OF_FRONTEND = _fields(FrontendCount, (int,))  # its floats belong to histograms
 
 
@@ -360,6 +378,9 @@ def add(into: FrontendCounters, count: FrontendCount, *, live: bool = True) -> N
     _add_histogram(into.connect_seconds, count.connect_seconds, count.connect_total)
     _add_histogram(into.session_seconds, count.session_seconds, count.session_total)
     _add_up(into, count, _OF_FRONTEND, live=live)
+    if count.datagrams is not None:
+        into.datagrams = into.datagrams or DatagramCounters()
+        _add_up(into.datagrams, count.datagrams, _OF_DATAGRAMS, live=live)
     for name, one in count.servers.items():
         _add_up(into.servers.setdefault(name, ServerCounters()), one, _OF_SERVER, live=live)
 

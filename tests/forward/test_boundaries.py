@@ -244,7 +244,7 @@ def test_a_callback_that_fails_and_has_closed_its_descriptor_breaks_no_batch(dri
 def test_a_descriptor_that_cannot_be_watched_again_is_not_forgotten(drive: Drive, code: int) -> None:
     """Or a worker would never hear main again."""
     sick, heard = Sick(), bytearray()
-    drive.engine._epoll = Epoll(drive.engine._epoll, sick)  # type: ignore[assignment]
+    drive.engine._epoll = drive.engine._watched._epoll = Epoll(drive.engine._epoll, sick)  # type: ignore[assignment]
     reader, writer = os.pipe()
 
     def hear() -> None:
@@ -266,7 +266,7 @@ def test_a_descriptor_that_cannot_be_watched_again_is_not_forgotten(drive: Drive
 
 def test_a_closed_descriptor_is_not_tried_again_and_one_that_epoll_refuses_holds_up_no_other(drive: Drive) -> None:
     sick, heard = Sick(), []
-    drive.engine._epoll = Epoll(drive.engine._epoll, sick)  # type: ignore[assignment]
+    drive.engine._epoll = drive.engine._watched._epoll = Epoll(drive.engine._epoll, sick)  # type: ignore[assignment]
     pipes = [os.pipe() for _ in range(3)]
     for reader, writer in pipes:
         drive.engine.watch(reader, partial(failing_once, sick, heard, reader))
@@ -282,7 +282,7 @@ def test_a_closed_descriptor_is_not_tried_again_and_one_that_epoll_refuses_holds
     drive.pass_time(0.2)
     assert heard == [other[0], refused[0]]
     assert drive.engine.counters.faults == before + 1
-    assert not drive.engine._suspended
+    assert not drive.engine._watched._suspended
     for reader, _ in pipes:
         drive.engine.unwatch(reader)
     for fd in (closed[1], *refused, *other):

@@ -324,7 +324,7 @@ def assert_settled(engine: Engine, frontends: Iterable[FrontendCounters]) -> Non
     assert not life.sessions
     assert not life.deadlines
     assert not life.dialer.queues
-    assert not life._to_close
+    assert not life.to_close
     assert engine._pipes.lent == 0
     assert engine.counters.open_sessions == 0
     assert engine.counters.buffered == 0

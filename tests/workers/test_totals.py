@@ -5,7 +5,7 @@ import pytest
 from pylb.core.address import Address, Listen
 from pylb.core.policy import Policy
 from pylb.core.table import Diff, Frontend, Server, Table, diff, make_table
-from pylb.forward.counters import Counters, FrontendCounters, ServerCounters
+from pylb.forward.counters import Counters, DatagramCounters, FrontendCounters, ServerCounters
 from pylb.workers.channel import BadFrame
 from pylb.workers.messages import FrontendCount, Report, ServerCount, add, frontend_count, report
 from pylb.workers.totals import Totals
@@ -61,13 +61,13 @@ async def test_workers_are_added_up() -> None:
 def full(of: int) -> FrontendCounters:
     """Whatever is counted has a value of its own."""
     one, server = FrontendCounters("web"), ServerCounters()
-    one.servers["a"] = server
-    for counters in (one, server):
+    one.servers["a"], one.datagrams = server, DatagramCounters()
+    for counters in (one, server, one.datagrams):
         for place, name in enumerate(sorted(counters.__slots__), of):
             value = getattr(counters, name)
             if isinstance(value, (int, float)):
                 setattr(counters, name, type(value)(place))
-            elif name in ("denied", "failures", "closed"):
+            elif name in ("denied", "failures", "closed", "dropped"):
                 value.update({"one": place})
     return one
 
@@ -78,8 +78,10 @@ def test_every_counter_of_a_frontend_and_its_servers_adds_up(live: bool) -> None
     for of in (100, 200):
         add(into, frontend_count(WEB, full(of)), live=live)
     small, large = full(100), full(200)
-    for whole, one, other in ((into, small, large), (into.servers["a"], small.servers["a"], large.servers["a"])):
-        for name in set(whole.__slots__) - {"name", "servers", "connect_seconds", "session_seconds"}:
+    servers = (into.servers["a"], small.servers["a"], large.servers["a"])
+    datagrams = (into.datagrams, small.datagrams, large.datagrams)
+    for whole, one, other in ((into, small, large), servers, datagrams):
+        for name in set(whole.__slots__) - {"name", "servers", "datagrams", "connect_seconds", "session_seconds"}:
             first, second, found = getattr(one, name), getattr(other, name), getattr(whole, name)
             if name in ("sessions", "queued"):
                 assert found == (first + second if live else 0), name
