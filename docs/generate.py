@@ -28,12 +28,12 @@ from pylb.config.values import JsonType, duration_text
 from pylb.control.registry import Registry
 from pylb.control.storage.store import Store
 from pylb.control.tasks import Tasks
-from pylb.core.address import Listen
+from pylb.core.address import ANY, UDP, Listen
 from pylb.core.auth import Keyring
 from pylb.core.log import Target
 from pylb.core.policy import Rules
 from pylb.core.session import TRANSITIONS, SessionView, State
-from pylb.forward.counters import Counters
+from pylb.forward.counters import Counters, DatagramCounters, FrontendCounters
 from pylb.forward.engine import Engine
 from pylb.haproxy import exporter
 from pylb.haproxy.commands import Commands
@@ -103,8 +103,10 @@ def _idle() -> tuple[Engine, Registry]:
 
 
 def metrics_reference() -> str:
-    """All families of a pylb that has never run."""
+    """All families of a pylb that has never run, but for a frontend of UDP, which has some of its own."""
     engine, registry = _idle()
+    engine.counters.frontends[Listen(UDP, ANY, 443)] = one = FrontendCounters("quic")
+    one.datagrams = DatagramCounters()
 
     async def counters() -> Counters:
         return engine.counters

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from phonehome.sanitize import sanitized
 from phonehome.settings import SOURCES, Settings
-from phonehome.values import NotationError, parse_url
+from phonehome.values import NotationError, parse_url, port_text
 
 MOST_FRONTENDS = 64  # of a registration (the server's rule); an answer with more is not pylb's
 MOST_NUMBER = 1 << 62  # JSON does not limit the digits; pylb sends no larger number
@@ -50,6 +50,13 @@ class Placed(NamedTuple):
     target_port: int
     reachable: str  # yes | refused | timeout | unreachable | "" when pylb does not say
     hint: str
+    protocol: str = "tcp"
+    last: int = 0  # the last port of a range; 0: it is one port
+
+    @property
+    def text(self) -> str:
+        """`443`, `443/udp`, or `20000-20099`."""
+        return port_text(self.port, self.protocol, self.last)
 
 
 class Accepted(NamedTuple):
@@ -81,7 +88,12 @@ def registration(settings: Settings, state: str) -> Request:
     """All ports in one call, so that they change together or not at all. `state` is ready or draining."""
     frontends: list[dict[str, object]] = []
     for frontend in settings.frontends:
-        entry: dict[str, object] = {"port": frontend.port, "target_port": frontend.target_port}
+        entry: dict[str, object] = {
+            "port": _ports(frontend.port, frontend.last),
+            "target_port": _ports(frontend.target_port, frontend.target_last),
+        }
+        if frontend.protocol != "tcp":
+            entry["protocol"] = frontend.protocol
         if frontend.allows_names:
             entry["names"] = "allowed"
         if frontend.server_names:
@@ -102,6 +114,10 @@ def registration(settings: Settings, state: str) -> Request:
         "state": state,
     }
     return Request("PUT", _path(settings), json.dumps(body, separators=(",", ":")).encode())
+
+
+def _ports(port: int, last: int) -> int | str:
+    return f"{port}-{last}" if last else port
 
 
 def release(settings: Settings) -> Request:
@@ -181,6 +197,8 @@ def _placed(item: dict[str, Any], token: str) -> Placed:
         target_port=_number(item.get("target_port")) or 0,
         reachable=sanitized(item.get("reachable"), token),
         hint=sanitized(item.get("hint"), token),
+        protocol="udp" if item.get("protocol") == "udp" else "tcp",
+        last=_number(item.get("last_port")) or 0,
     )
 
 

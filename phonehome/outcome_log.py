@@ -39,9 +39,9 @@ class OutcomeLog:
 
     def accepted(self, answer: Accepted, state: str, now: float) -> list[str]:
         lines = [*self._recovered(now), *self._noticed(answer), *self._outcome(answer, state)]
-        old = {placed.port: placed for placed in self._last.frontends} if self._last else {}
+        old = {placed.text: placed for placed in self._last.frontends} if self._last else {}
         for placed in answer.frontends:
-            lines.extend(self._reached(placed, old.get(placed.port)))
+            lines.extend(self._reached(placed, old.get(placed.text)))
         if not answer.durable and (self._last is None or self._last.durable):
             lines.append("in force, but pylb cannot write its state: a restart of pylb would lose this change")
         if answer.note and (self._last is None or self._last.note != answer.note):
@@ -99,11 +99,11 @@ class OutcomeLog:
             yield f"pylb was restarted (its generation went from {self._last.generation} to {answer.generation})"
 
     def _outcome(self, answer: Accepted, state: str) -> Iterator[str]:
-        where = ", ".join(f"{placed.port} -> {target(placed)}" for placed in answer.frontends)
+        where = ", ".join(f"{placed.text} -> {target(placed)}" for placed in answer.frontends)
         if state != self._state:
             yield WORDS[state] + (f": {where}" if where else "")
         elif self._last is not None and _targets(answer) != _targets(self._last):
-            before = ", ".join(f"{placed.port} -> {target(placed)}" for placed in self._last.frontends)
+            before = ", ".join(f"{placed.text} -> {target(placed)}" for placed in self._last.frontends)
             yield f"moved: {where} (was {before})"
 
     def _reached(self, placed: Placed, old: Placed | None) -> Iterator[str]:
@@ -111,11 +111,11 @@ class OutcomeLog:
             return
         if placed.reachable in HINTS:
             hint = placed.hint or HINTS[placed.reachable]
-            yield f"{placed.port} -> {target(placed)} is not reachable from pylb: {placed.reachable} ({hint})"
+            yield f"{placed.text} -> {target(placed)} is not reachable from pylb: {placed.reachable} ({hint})"
         elif placed.reachable == "yes" and old is not None and old.reachable in HINTS:
-            yield f"{placed.port} -> {target(placed)} is reachable now"
+            yield f"{placed.text} -> {target(placed)} is reachable now"
         if self._address == "source" and _is_ipv6(placed.address) and placed.reachable != "yes":
-            yield f"{placed.port} -> {target(placed)}: {IPV6_HINT}"
+            yield f"{placed.text} -> {target(placed)}: {IPV6_HINT}"
 
     def _labelled(self, lines: list[str]) -> list[str]:
         return [f"{self._label}: {line}" for line in lines]
@@ -125,8 +125,8 @@ def target(placed: Placed) -> str:
     return f"[{placed.address}]:{placed.target_port}" if ":" in placed.address else f"{placed.address}:{placed.target_port}"
 
 
-def _targets(answer: Accepted) -> set[tuple[int, str]]:
-    return {(placed.port, target(placed)) for placed in answer.frontends}
+def _targets(answer: Accepted) -> set[tuple[str, str]]:
+    return {(placed.text, target(placed)) for placed in answer.frontends}
 
 
 def _is_ipv6(address: str) -> bool:

@@ -223,7 +223,7 @@ def _frontends(env: _Environment, needed: bool) -> tuple[Frontend, ...]:
     if not text:
         return _legacy_frontend(env, needed, example)
     found: list[Frontend] = []
-    seen: set[tuple[int, str]] = set()
+    taken: dict[tuple[str, int, str], None] = {}
     for entry in text.split():
         try:
             frontend = parse_frontend(entry)
@@ -231,16 +231,17 @@ def _frontends(env: _Environment, needed: bool) -> tuple[Frontend, ...]:
             env.wrong("PYLB_FRONTENDS", f"{entry!r}: {exc}", example)
             continue
         for name in frontend.server_names or ("",):
-            if (frontend.port, name) in seen:
-                what = f"{name} on port {frontend.port}" if name else f"port {frontend.port}"
+            places = [(frontend.protocol, port, name) for port in range(frontend.port, (frontend.last or frontend.port) + 1)]
+            if any(place in taken for place in places):
+                what = f"{name} on port {frontend.text}" if name else f"port {frontend.text}"
                 env.wrong("PYLB_FRONTENDS", f"{what} is listed twice", example)
-            seen.add((frontend.port, name))
+            taken.update(dict.fromkeys(places))
         found.append(frontend)
     return _checked(env, found)
 
 
 def _checked(env: _Environment, frontends: list[Frontend]) -> tuple[Frontend, ...]:
-    """PYLB_HEALTH is one check for all ports, or {"PORT": CHECK}. The server validates the check itself."""
+    """PYLB_HEALTH is one check for all ports, or {"PORT": CHECK, "PORT/udp": CHECK}. The server validates the check itself."""
     text, example = env.get("PYLB_HEALTH"), '{"http": "/health"}'
     if not text:
         return tuple(frontends)
@@ -250,10 +251,10 @@ def _checked(env: _Environment, frontends: list[Frontend]) -> tuple[Frontend, ..
         health = None
     if health != "tcp" and not (isinstance(health, dict) and health):
         env.wrong("PYLB_HEALTH", f"{text[:60]!r} is neither tcp nor a JSON object", example)
-    elif isinstance(health, dict) and all(key.isdigit() for key in health):
-        if unknown := sorted(health.keys() - {str(frontend.port) for frontend in frontends}):
+    elif isinstance(health, dict) and all(key[:1].isdigit() for key in health):
+        if unknown := sorted(health.keys() - {frontend.text for frontend in frontends}):
             env.wrong("PYLB_HEALTH", f"port {unknown[0]} is not in PYLB_FRONTENDS", example)
-        return tuple(frontend._replace(health=health.get(str(frontend.port))) for frontend in frontends)
+        return tuple(frontend._replace(health=health.get(frontend.text)) for frontend in frontends)
     return tuple(frontend._replace(health=health) for frontend in frontends)
 
 

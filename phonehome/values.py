@@ -33,6 +33,14 @@ class Frontend(NamedTuple):
     health: object = None  # how pylb checks it, as JSON has it; None leaves the server's default
     server_names: tuple[str, ...] = ()  # it is for TLS clients that ask for one of them; (): for all others
     allows_names: bool = False  # others may have names on its port
+    protocol: str = "tcp"  # tcp | udp
+    last: int = 0  # the last port of a range; 0: it is one port
+    target_last: int = 0  # of as many NodePorts, one for each; 0: all go to one
+
+    @property
+    def text(self) -> str:
+        """`443`, `443/udp`, or `20000-20099`."""
+        return port_text(self.port, self.protocol, self.last)
 
 
 class Endpoint(NamedTuple):
@@ -118,12 +126,21 @@ def clean_token(text: str) -> Token | None:
 
 
 def parse_frontend(entry: str) -> Frontend:
-    """`PORT:TARGET_PORT[/proxy=none|v1|v2][/weight=N][/backup][/names=NAME+NAME|allowed]` as a Frontend."""
-    ports, *options = entry.split("/")
-    left, colon, right = ports.partition(":")
+    """`PORT[/udp]:TARGET_PORT[/proxy=none|v1|v2][/weight=N][/backup][/names=NAME+NAME|allowed]` as a Frontend.
+
+    Both may be ranges of one length.
+    """
+    left, colon, right = entry.partition(":")
     if not colon:
         raise NotationError("not PORT:TARGET_PORT")
-    frontend = Frontend(parse_port(left), parse_port(right))
+    ports, slash, protocol = left.partition("/")
+    if slash and protocol not in ("tcp", "udp"):
+        raise NotationError(f"{protocol!r} is neither tcp nor udp")
+    targets, *options = right.split("/")
+    (port, last), (target_port, target_last) = _ends(ports), _ends(targets)
+    if target_last and target_last - target_port != last - port:
+        raise NotationError("the two ranges have different lengths")
+    frontend = Frontend(port, target_port, protocol=protocol or "tcp", last=last, target_last=target_last)
     for option in (name for part in options for name in part.split(",")):
         key, _, value = option.partition("=")
         if key == "proxy" and value in ("none", "v1", "v2"):
@@ -136,11 +153,30 @@ def parse_frontend(entry: str) -> Frontend:
             frontend = frontend._replace(allows_names=True)
         elif key == "names" and all(value.split("+")):
             frontend = frontend._replace(server_names=tuple(value.split("+")))
+        elif option in ("tcp", "udp"):
+            raise NotationError(f"the protocol stands behind the first port: {ports}/{option}:{targets}")
         else:
             raise NotationError(
                 f"unknown option {option!r} (known: proxy=none|v1|v2, weight=1-256, backup, names=NAME+NAME, names=allowed)"
             )
     return frontend
+
+
+def _ends(text: str) -> tuple[int, int]:
+    """The first and the last port of a range; the last is 0 for one port."""
+    first, dash, last = text.partition("-")
+    if not dash:
+        return parse_port(text), 0
+    low, high = parse_port(first), parse_port(last)
+    if low >= high:
+        raise NotationError(f"{text!r}: a range begins below its end")
+    return low, high
+
+
+def port_text(port: int, protocol: str, last: int = 0) -> str:
+    """`443`, `443/udp`, or `20000-20099`."""
+    ports = f"{port}-{last}" if last else f"{port}"
+    return ports if protocol == "tcp" else f"{ports}/{protocol}"
 
 
 def is_name(text: str) -> bool:

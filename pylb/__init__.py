@@ -1,4 +1,4 @@
-"""pylb: a TCP load balancer for one fixed-IP machine in front of Kubernetes NodePorts. This is its map.
+"""pylb: a load balancer of TCP and UDP for one fixed-IP machine in front of Kubernetes NodePorts. This is its map.
 
 A *phone-home* in a pod says "listen on 443 and send it to my node's port 30443"; pylb opens the port and forwards, at once,
 without a restart, without touching any other connection.
@@ -7,6 +7,7 @@ Words
     frontend      a listening port and its policy           server   one ip:port that may receive its connections
     registration  what a phone-home said, under a lease     table    the immutable picture of all frontends and servers
     session       one client connection and its server's: two halves, downstream and upstream
+    flow          what a session is for UDP: one client's datagrams, and the connected socket on which they go to a server
 
 Folders, by layer: each imports only what is below it (pyproject.toml holds this as contracts)
     cli             what a person types; asks the running pylb over its control socket
@@ -30,7 +31,7 @@ A signal's way: app/app → app/phases (what it means in this phase) → app/app
 Who may open a port: core/auth (the ports of its token), core/conflicts (ports that somebody else holds).
 How long a lease lasts: core/lease (a native call names its TTL, that of a legacy call is learned).
 
-What pylb does not do: terminate TLS, speak HTTP to your users, balance UDP, keep your DNS.
+What pylb does not do: terminate TLS, speak HTTP to your users, keep your DNS.
 This package imports nothing.
 """
 

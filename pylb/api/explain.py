@@ -100,7 +100,8 @@ async def explain(
         "listens": [str(listen) for listen in listens],
         "binds": sorted({listen.ip for listen in listens}),
         "unbound": unbound,
-        "reachable": await knock(open_[0]._replace(port=port[1], last=0)) if open_ else "not tried",
+        # Of UDP there is no connect that could be tried.
+        "reachable": await knock(open_[0]._replace(port=port[1], last=0)) if open_ and port[0] == TCP else "not tried",
         "servers": [row for row in await rows(registry, port) if row["address"] is not None and row["listen"] in shown],
         "unresolved": sorted({name for listen in listens for name in registry.unresolved().get(listen, ())}),
         "dialled": dialled,  # does it accept connections?

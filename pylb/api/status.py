@@ -9,7 +9,8 @@ from pylb.control.health_sentence import Condition, condition, said, since_down
 from pylb.control.registry import Registry
 from pylb.control.steps import in_turns
 from pylb.control.views import FrontendView
-from pylb.core.health import YES
+from pylb.core.address import UDP
+from pylb.core.health import PASSED, YES
 from pylb.forward.counters import Counters, FrontendCounters
 from pylb.web.views import listen_json
 
@@ -36,12 +37,14 @@ async def status(registry: Registry, counters: Counters, workers: int, *, reload
         "reloaded": reloaded,
         "sessions": counters.open_sessions,
         "max_connections": counters.max_connections,
+        **({"flows": counters.open_flows} if any(row.get("protocol") == UDP for row in rows) else {}),
         "frontends": rows,
     }
 
 
 def _frontend(one: FrontendView, counters: FrontendCounters | None, found: tuple[Condition, str]) -> dict[str, Any]:
     counted = counters if counters is not None else FrontendCounters(one.name)  # its port is not open
+    accepting = PASSED if one.listen.protocol == UDP else {YES}
     return {
         **listen_json(one.listen),
         "listen": str(one.listen),
@@ -50,7 +53,7 @@ def _frontend(one: FrontendView, counters: FrontendCounters | None, found: tuple
         "why": found[1],
         "servers": len(one.servers),
         "servers_up": sum(view.is_up for view in one.servers),
-        "accepting": sum(view.accepts == YES for view in one.servers),
+        "accepting": sum(view.accepts in accepting for view in one.servers),
         "passing": sum(view.passes == YES for view in one.servers),
         "sessions": counted.sessions,
         "queued": counted.queued,

@@ -109,6 +109,7 @@ class App:
         keys = await asyncio.to_thread(make_keys, config)
         self._settings.use(config, keys, keys.keyring())
         await self._make_forwarding(stack)
+        incoming.pass_flows(self._forwarding)
         collect_rarely()  # the next step opens the ports, and from then on no step may take long
         await self._make_registry(stack)
         incoming.count_on(self._registry)
@@ -125,6 +126,7 @@ class App:
         greet(self._settings, self._room, self._called, self._source.path, restored=self._registry.open_ports())
         if not self._settings.complaint:
             await self._config_reload.keep_config()
+        self._forwarding.flows_taken()
         await incoming.take_over()
         self._listeners.close_unclaimed()
         self._systemd.ready(self._heartbeat.state())

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from pylb.app.engine_observer import EngineObserver
 from pylb.app.errors import CannotStart
 from pylb.app.settings import Settings
 from pylb.control.desired_state import Sink
+from pylb.core.flow import FlowBatch
 from pylb.forward.counters import Counters
 from pylb.forward.engine import MAX_BUFFERED, Engine, connection_limit, pipe_limit
 from pylb.upgrade.sockets import ListeningSockets
@@ -53,6 +54,21 @@ class Forwarding(Sink, SessionControl, Protocol):
 
     def parts(self) -> Sequence[CountsByListen]:
         """The counts whose sum is `counters`, as far as they are known without asking the workers."""
+
+    def pause_flows(self) -> None:
+        """Read no datagrams: the next pylb is about to. After `drain` the flows live on there."""
+
+    def resume_flows(self) -> None:
+        """There is no next pylb after all."""
+
+    def described_flows(self) -> Iterator[FlowBatch]:
+        """The flows of UDP and their descriptors, for the next pylb."""
+
+    def take_flows(self, batches: Iterable[FlowBatch]) -> None:
+        """Those of the previous pylb, before the first table."""
+
+    def flows_taken(self) -> None:
+        """All ports are open: flows that nobody has taken may end."""
 
     def drain(self, deadline: float, *, accept: bool = ...) -> None:
         """Like Engine.drain."""

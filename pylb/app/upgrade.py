@@ -65,6 +65,11 @@ class IncomingUpgrade:
             self._systemd.muted = True
             self._listeners.inherit(inherited.descriptors)
 
+    def pass_flows(self, forwarding: Forwarding) -> None:
+        """Give the previous pylb's flows of UDP to whoever forwards, before its first table."""
+        if self._inherited is not None:
+            forwarding.take_flows(self._inherited.flows)
+
     def count_on(self, registry: Registry) -> None:
         """Continue the previous pylb's counters."""
         if self._inherited is not None:

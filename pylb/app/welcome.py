@@ -18,7 +18,7 @@ from pylb.app.tokens import TOKEN_FILE
 from pylb.config import Config
 from pylb.config.models import TokenEntry
 from pylb.control.storage.places import SYSTEM_FILE
-from pylb.core.address import ANY, is_loopback
+from pylb.core.address import ANY, TCP, is_loopback, port_text, ports_of
 from pylb.core.auth import NODE_PORTS
 from pylb.core.text import counted
 from pylb.host.machine import outgoing_address
@@ -145,11 +145,13 @@ class ExampleRegistration(NamedTuple):
     port: int = 8443
     target_port: int = 8000
     address: str = "127.0.0.1"
+    protocol: str = TCP
 
 
 def _curl(webhook: WebhookAddress, url: str, token: str, trial: ExampleRegistration) -> list[str]:
     """`token` as a shell may read it inside double quotes."""
-    body: dict[str, Any] = {"frontends": [{"port": trial.port, "target_port": trial.target_port}]}
+    frontend: dict[str, Any] = {"port": trial.port, "target_port": trial.target_port}
+    body: dict[str, Any] = {"frontends": [frontend | ({"protocol": trial.protocol} if trial.protocol != TCP else {})]}
     body |= {"address": trial.address} if trial.address else {}
     text = json.dumps(body | {"ttl": None}, separators=(",", ":"))
     ca = f" --cacert {webhook.certificate}" if webhook.certificate else ""
@@ -181,7 +183,7 @@ def first_steps(config: Config, *, generated: bool) -> dict[str, str] | None:
         URL=scalar(webhook.there),
         CA="      - {name: PYLB_CA, value: /run/secrets/pylb/ca.pem}\n" if webhook.certificate else "",
         NAME=scalar(trial.name if trial.name != "try" else "my-app"),
-        FRONTENDS=scalar(f"{trial.port}:{node_port}"),
+        FRONTENDS=scalar(f"{port_text(trial.port, trial.protocol)}:{node_port}"),
     )
     return {
         "curl": "\n".join(_curl(webhook, webhook.here if trial.address else webhook.there, token, trial)),
@@ -210,11 +212,11 @@ def _sidecar() -> Template:
 def _trial(token: TokenEntry) -> ExampleRegistration:
     """A registration that the token allows."""
     names = token.names or (token.name,)
-    port = 8443 if any(low <= 8443 <= high for low, high in token.ports) else token.ports[0][0]
-    targets = [low for low, high in token.target_ports]
-    target = 8000 if any(low <= 8000 <= high for low, high in token.target_ports) else targets[0]
+    ports = sorted(token.ports, key=lambda one: one.protocol != TCP)  # one of TCP, which curl can try
+    port, protocol = (8443, TCP) if 8443 in ports_of(token.ports) else (ports[0].low, ports[0].protocol)
+    target = 8000 if 8000 in ports_of(token.target_ports) else token.target_ports[0].low
     here = any(ip_address("127.0.0.1") in network for network in token.targets)
-    return ExampleRegistration("try" if ANY in names else names[0], port, target, "127.0.0.1" if here else "")
+    return ExampleRegistration("try" if ANY in names else names[0], port, target, "127.0.0.1" if here else "", protocol)
 
 
 def node_port_of(port: int) -> int:

@@ -18,6 +18,7 @@ from pylb.config import Config
 from pylb.config.health import random_pod
 from pylb.control.health.dry_run import failing, has_check
 from pylb.control.health.prober import at_most
+from pylb.core.address import TCP, UDP
 from pylb.core.auth import NODE_PORTS
 from pylb.core.claims import Claims
 from pylb.core.compose import ServerStates, compose_frontend
@@ -25,6 +26,7 @@ from pylb.core.policy import Rules
 from pylb.core.static_rules import StaticRules
 from pylb.core.table import Frontend
 from pylb.core.table_diff import ChangeLine
+from pylb.forward.datagram_sockets import LISTENER_BUFFER
 from pylb.host.machine import listeners_of, resolve, worker_count
 from pylb.web.tls import Certificate
 
@@ -57,6 +59,7 @@ def _examine(config: Config, now: Callable[[str], None]) -> Iterator[Finding]:
         _low_ports,
         _ports,
         _ephemeral,
+        _udp_buffers,
         _clock,
         _certificates,
         _state,
@@ -86,7 +89,7 @@ def _descriptors(config: Config) -> Iterator[Finding]:
 def _low_ports(config: Config) -> Iterator[Finding]:
     start = _sysctl("ipv4/ip_unprivileged_port_start", LOW_PORT)
     wanted = [frontend.listen.port for frontend in config.frontends if frontend.listen.port < start]
-    wanted += [low for entry in config.tokens for low, _high in entry.ports if low < start]
+    wanted += [ports.low for entry in config.tokens for ports in entry.ports if ports.low < start]
     may = os.geteuid() == 0 or _has_capability(10)  # CAP_NET_BIND_SERVICE
     if not wanted:
         return
@@ -96,7 +99,8 @@ def _low_ports(config: Config) -> Iterator[Finding]:
 
 
 def _ports(config: Config) -> Iterator[Finding]:
-    own = [*(one.listen for one in config.webhook), config.admin.listen, *(one.listen for one in config.frontends)]
+    own = [*(one.listen for one in config.webhook), config.admin.listen]
+    own += [one.listen for one in config.frontends if one.listen.protocol == TCP]
     for port, holder in sorted(listeners_of({port for listen in own for port in listen.ports}).items()):
         if not holder.startswith(("pylb", "python")):
             yield Finding(f"port {port}", False, f"{holder} has it", "stop that process, or choose another port")
@@ -115,6 +119,19 @@ def _ephemeral(config: Config) -> Iterator[Finding]:
         texts = _in_ranges(missing)
         found = f"{texts} lie inside {low}-{high}: an outgoing connection may hold one when pylb starts"
         yield Finding("ephemeral ports", False, found, f"sysctl net.ipv4.ip_local_reserved_ports={texts}")
+
+
+def _udp_buffers(config: Config) -> Iterator[Finding]:
+    """Who may open ports of UDP needs room for what comes while the loop does something else; TCP has its windows."""
+    opened = any(one.listen.protocol == UDP for one in config.frontends)
+    if not opened and not any(ports.protocol == UDP for one in config.tokens for ports in one.ports):
+        return
+    found = {name: _sysctl(f"core/{name}", LISTENER_BUFFER) for name in ("rmem_max", "wmem_max")}
+    ok = min(found.values()) >= LISTENER_BUFFER
+    text = ", ".join(f"net.core.{name} {value:,}" for name, value in found.items())
+    what = "" if ok else f": bursts of more are dropped, pylb asks for {LISTENER_BUFFER:,} bytes"
+    remedy = " ".join(f"net.core.{name}={LISTENER_BUFFER}" for name, value in found.items() if value < LISTENER_BUFFER)
+    yield Finding("UDP buffers", ok, text + what, f"sysctl -w {remedy}")
 
 
 def _in_ranges(ports: Sequence[int]) -> str:

@@ -12,8 +12,11 @@ from pylb.cli.client import CONFIG, JSON, ask, say
 from pylb.cli.completion import words
 from pylb.cli.session_trace import LETTERS, REASONS
 from pylb.cli.tables import Block, facts, port_of, prose
-from pylb.core.health import NOT_ASKED, YES
+from pylb.core.address import UDP
+from pylb.core.health import NO_OBJECTION, NOT_ASKED, PASSED, YES
 from pylb.core.text import whole_number
+
+WELL = PASSED | {NOT_ASKED}
 
 
 @click.command()
@@ -85,14 +88,15 @@ def verdict(found: Mapping[str, Any]) -> str:
             f"port {port} is open here. Its servers are not asked: which ports of a range are in use, only the app knows. A "
             "`port` in the check of the frontend or registration lets pylb find out whether they live"
         )
-    if found["reachable"] != "yes":
+    if found.get("protocol") != UDP and found["reachable"] != "yes":
         return (
             f"its servers are well, but a connect from this machine to port {port} met {found['reachable']}: see the firewall"
         )
     if sum(found["denied"].values()) > found["ended"].get("--", 0):
         return f"most clients are refused: {_denials(found['denied'])}"
+    well = "nobody refuses datagrams to its servers" if found.get("protocol") == UDP else "its servers accept connections"
     return (
-        f"port {port} is open here, and its servers accept connections{_and_pass(found)}. If it does not answer from outside, "
+        f"port {port} is open here, and {well}{_and_pass(found)}. If it does not answer from outside, "
         "it is before this machine: the provider's firewall, a security group, NAT, or a DNS name that points elsewhere"
     )
 
@@ -107,17 +111,19 @@ def _servers_wrong(found: Mapping[str, Any]) -> str | None:
     serving = [one["address"] for one in found["servers"] if one["state"] not in ("drain", "maint")]
     if not serving:
         return "every server was taken out by the operator: pylb ctl ready TARGET"
-    if not any(dialled[address]["found"] in (YES, NOT_ASKED) for address in serving):
+    if not any(dialled[address]["found"] in WELL for address in serving):
         answers = ", ".join(f"{address}: {dialled[address]['found']}" for address in serving)
         hint = next((dialled[address]["hint"] for address in serving if dialled[address]["hint"]), "")
-        return f"no server accepts a connection ({answers})" + (f": {hint}" if hint else "")
-    if not any(checked[address]["found"] in (YES, NOT_ASKED) for address in serving):
+        what = "every server refuses datagrams" if found.get("protocol") == UDP else "no server accepts a connection"
+        return f"{what} ({answers})" + (f": {hint}" if hint else "")
+    if not any(checked[address]["found"] in WELL for address in serving):
         answers = ", ".join(f"{address}{_at(checked[address])}: {checked[address]['found']}" for address in serving)
         accepting = "servers accept" if len(serving) > 1 else "server accepts"
         refuses = all(checked[address]["when_all_down"] == "refuse" for address in serving)
         then = "clients are refused (when_all_down: refuse)" if refuses else "clients are sent there for want of a better one"
         hint = next((checked[address]["hint"] for address in serving if checked[address].get("hint")), "")
-        text = f"its {accepting} connections, but none passes its check ({answers}); {then}: "
+        whats = "datagrams" if found.get("protocol") == UDP else "connections"
+        text = f"its {accepting} {whats}, but none passes its check ({answers}); {then}: "
         return text + (hint or "see the app, or `health.check`")
     if all(one["state"] == "down" for one in found["servers"] if one["address"] in serving):
         return "its servers pass their checks now, but all were out a moment ago: they are back after `health.rise` checks"
@@ -125,7 +131,7 @@ def _servers_wrong(found: Mapping[str, Any]) -> str | None:
 
 
 def _and_pass(found: Mapping[str, Any]) -> str:
-    failing = [f"{address}{_at(one)}" for address, one in found["checked"].items() if one["found"] != YES]
+    failing = [f"{address}{_at(one)}" for address, one in found["checked"].items() if one["found"] not in PASSED]
     if not failing:
         return " and pass their checks" if found["checked"] else ""
     return f" and pass their checks, but for {', '.join(failing)}"
@@ -148,7 +154,7 @@ def describe(found: Mapping[str, Any], holder: str) -> list[Block]:
         rows.append(("asked for", f"{found['asked']}: {_route(found)}"))
     if found["listens"]:
         where = f"{', '.join(found['listens'])}{f' ({holder})' if holder else ''}"
-        rows.append(("listens", f"{where}; from here: {found['reachable']}"))
+        rows.append(("listens", where if found.get("protocol") == UDP else f"{where}; from here: {found['reachable']}"))
     rows += [("not open", f"{listen}: {reason}") for listen, reason in found["unbound"].items()]
     rows += [("server", _server_line(row, found)) for row in found["servers"]]
     rows.append(("sessions", f"{found['live']} live, {sum(found['ended'].values())} ended since the start"))
@@ -201,6 +207,11 @@ def _server_line(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     met, check = found["dialled"].get(row["address"], nobody), found["checked"].get(row["address"], nobody)
     name = row["address"] if row["server"] == row["address"] else f"{row['server']} {row['address']}"
     hint = f" ({met['hint']})" if met["hint"] else ""
-    passes = "" if check["connect_only"] else f", passes its check{_at(check)} now: {check['found']}"
+    passes = YES if check["found"] in PASSED else check["found"]
+    passes = "" if check["connect_only"] else f", passes its check{_at(check)} now: {passes}"
     by = ", ".join("the config" if one == "static" else one for one in row["held_by"]) or "nobody"
-    return f"{name}: {row['state']}, accepts connections now: {met['found']}{hint}{passes}; by {by}"
+    if found.get("protocol") == UDP:
+        accepts = "nobody refuses a datagram" if met["found"] == NO_OBJECTION else f"a datagram met {met['found']}"
+    else:
+        accepts = f"accepts connections now: {met['found']}"
+    return f"{name}: {row['state']}, {accepts}{hint}{passes}; by {by}"

@@ -6,6 +6,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from pylb.cli.client import FAILED, die, say
+from pylb.core.address import UDP
 from pylb.core.text import whole_number
 
 if TYPE_CHECKING:
@@ -67,18 +68,17 @@ def manifests_of(made: "GeneratedToken", join: str, options: dict[str, Any]) -> 
     from pylb.core.auth import NODE_PORTS  # noqa: PLC0415
     from pylb.host.machine import deployed  # noqa: PLC0415
 
-    frontends = options["frontends"] or [f"{low}:{node_port_of(low)}" for low, high in made.ports if low == high]
+    single = (ports for ports in made.ports if ports.low == ports.high)
+    frontends = options["frontends"] or [f"{ports}:{node_port_of(ports.low)}" for ports in single]
     if not frontends:
         die('--frontends "443:30443" is needed: the ports of the token are ranges')
-    pairs = [frontend.split("/")[0].split(":") for frontend in frontends]  # PORT, NODEPORT
+    pairs = [_FRONTEND.match(frontend) for frontend in frontends]
     if not all(
-        len(pair) == 2 and whole_number(pair[0], 65535) and (whole_number(pair[1], 65535) or 0) in NODE_PORTS for pair in pairs
+        pair is not None and whole_number(pair[1], 65535) and (whole_number(pair[3], 65535) or 0) in NODE_PORTS
+        for pair in pairs
     ):
         die(f"--frontends: {' '.join(frontends)!r} is not a list of PORT:NODEPORT (NodePorts are 30000-32767)")
-    ports = "\n".join(
-        f"    - {{name: {scalar(f'p{port}')}, port: {port}, targetPort: {port}, nodePort: {node_port}}}"
-        for port, node_port in pairs
-    )
+    ports = "\n".join(_service_port(*pair.groups()) for pair in pairs if pair is not None)
     base, namespace = _service_name(made.name), _label("--namespace", options["namespace"] or "default")
     app = options["app"] or made.name
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", app):
@@ -148,6 +148,16 @@ def _is_ip(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+_FRONTEND = re.compile(r"([0-9]{1,5})(?:/(tcp|udp))?:([0-9]{1,5})(?:/|$)")  # PORT[/udp]:NODEPORT, and options
+
+
+def _service_port(port: str, protocol: str | None, node_port: str) -> str:
+    from pylb.app.welcome import scalar  # noqa: PLC0415
+
+    name, kind = (f"p{port}-udp", "protocol: UDP, ") if protocol == UDP else (f"p{port}", "")
+    return f"    - {{name: {scalar(name)}, {kind}port: {port}, targetPort: {port}, nodePort: {node_port}}}"
 
 
 def _service_name(name: str) -> str:

@@ -111,7 +111,7 @@ INSTEAD = {  # what people type who know other programs
 @click.version_option(__version__, prog_name="pylb")
 @click.pass_context
 def main(context: click.Context, colour: bool | None) -> None:
-    """A TCP load balancer for one fixed-IP machine in front of Kubernetes NodePorts.
+    """A load balancer of TCP and UDP for one fixed-IP machine in front of Kubernetes NodePorts.
 
     \b
     First steps:

@@ -148,6 +148,8 @@ def _about(now: Mapping[str, Any]) -> str:
 
 def _totals(now: Mapping[str, Any], rates: Rates) -> str:
     parts = [f"{now['sessions']:,} of {now['max_connections']:,} sessions"]
+    if "flows" in now:
+        parts.append(f"{now['flows']:,} flows of UDP")
     if rates:
         new, came, went = (sum(one[count] for one in rates.values()) for count in _COUNTS[:3])
         parts += [f"{new:.1f} new/s", f"in {size(came)}/s", f"out {size(went)}/s"]

@@ -399,16 +399,12 @@ def _row(entry: Any, origin: str, secrets_: Sequence[str], uses: dict[str, dict[
     return {
         "name": entry.name,
         "from": origin,
-        "ports": _ranges(entry.ports),
+        "ports": ",".join(map(str, entry.ports)),
         "names": ",".join(entry.names or (entry.name,)),
         "sources": "any" if "sources" not in entry.model_fields_set else ",".join(map(str, entry.sources)),
         "secrets": len(secrets_),
         "last_used": _used(secrets_, uses.get(entry.name, {})),
     }
-
-
-def _ranges(ranges: Sequence[tuple[int, int]]) -> str:
-    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
 
 
 def _tell(config_path: Path | None, directory: Path) -> bool:

@@ -13,9 +13,9 @@ from pylb.core import address as core
 from pylb.core.server_names import parse_scope, parse_server_name
 
 _HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*", re.IGNORECASE)
-_PORT: Json = {
-    "anyOf": [{"type": "integer", "minimum": 1, "maximum": 65535}, {"type": "string", "pattern": "^[0-9]+(-[0-9]+)?$"}]
-}
+_PORT_NUMBER: Json = {"type": "integer", "minimum": 1, "maximum": 65535}
+_PORT: Json = {"anyOf": [_PORT_NUMBER, {"type": "string", "pattern": "^[0-9]+(-[0-9]+)?(/tcp|/udp)?$"}]}
+_TARGET_PORT: Json = {"anyOf": [_PORT_NUMBER, {"type": "string", "pattern": "^[0-9]+(-[0-9]+)?$"}]}
 
 
 def parse_listen_at(value: object) -> core.Listen:
@@ -24,8 +24,8 @@ def parse_listen_at(value: object) -> core.Listen:
 
 
 def parse_listens_at(value: object) -> core.Listen:
-    """The same, or a range: `*:20000-20099`."""
-    return _listen_at(value, core.parse_listens)
+    """The same, or a range: `*:20000-20099`; `/udp` behind it makes it a frontend of UDP."""
+    return _listen_at(value, core.parse_listens_of)
 
 
 def _listen_at(value: object, parse: Callable[[str], core.Listen]) -> core.Listen:
@@ -104,11 +104,21 @@ def parse_network(value: object) -> core.Network:
     return parsed(core.parse_network, plain_text(value, "a network"), 'CIDR, as in "192.0.2.0/24", or one address')
 
 
-def _ports(value: object) -> tuple[int, int]:
+def _ports(value: object) -> core.PortsOf:
+    return _port_numbers(value, 'such as 8443, "8883-8899" or "443/udp"')
+
+
+def _target_ports(value: object) -> core.PortsOf:
+    if isinstance(value, str) and "/" in value:
+        raise wrong(f"{show(value)}: a protocol has no place here", "the number alone; it counts for TCP and UDP")
+    return _port_numbers(value, 'such as 8443 or "8883-8899"')
+
+
+def _port_numbers(value: object, example: str) -> core.PortsOf:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise wrong(f"{show(value)} is not a port", 'a port (1-65535) or a range, as in "8883-8899"')
-    hint = 'write a list: ["8443", "8883-8899"]' if "," in str(value) else 'such as 8443 or "8883-8899"'
-    return parsed(lambda text: core.parse_ports([text]).ranges[0], str(value)[:80], hint)
+    hint = 'write a list: ["8443", "8883-8899"]' if "," in str(value) else example
+    return parsed(core.parse_ports_of, str(value)[:80], hint)
 
 
 _NAMES_HINT = 'as in "git.example.net", "*.apps.example.net" (one label) or "**.example.net" (one or more)'
@@ -124,7 +134,9 @@ def _scope(value: object) -> str:
 
 ListenAt = Annotated[core.Listen, PlainValidator(parse_listen_at), JsonType("`ADDRESS:PORT`, `*` for all addresses")]
 ListensAt = Annotated[
-    core.Listen, PlainValidator(parse_listens_at), JsonType("`ADDRESS:PORT` or `ADDRESS:PORT-PORT`, `*` for all addresses")
+    core.Listen,
+    PlainValidator(parse_listens_at),
+    JsonType("`ADDRESS:PORT` or `ADDRESS:PORT-PORT`, `*` for all addresses; `/udp` behind it: UDP"),
 ]
 ServersAt = Annotated[
     core.Address | core.HostPort,
@@ -136,9 +148,17 @@ Bind = Annotated[str, PlainValidator(_bind), JsonType("IP address or `*`")]
 Host = Annotated[str, PlainValidator(parse_host), JsonType("host name or IP address")]
 Url = Annotated[str, PlainValidator(parse_url), JsonType("`http://HOST:PORT` or `https://HOST:PORT`")]
 NetworkText = Annotated[core.Network, PlainValidator(parse_network), JsonType("CIDR")]
-PortRange = Annotated[tuple[int, int], PlainValidator(_ports), JsonType("port or range", _PORT)]
+PortRange = Annotated[core.PortsOf, PlainValidator(_ports), JsonType("port or range", _PORT)]
+TargetRange = Annotated[core.PortsOf, PlainValidator(_target_ports), JsonType("port or range", _TARGET_PORT)]
+TargetRanges = Annotated[
+    tuple[TargetRange, ...], BeforeValidator(one_or_more), JsonType("list of ports and ranges", listed(_TARGET_PORT))
+]
 Networks = Annotated[tuple[NetworkText, ...], BeforeValidator(one_or_more), JsonType("list of CIDR", listed(TEXT))]
-PortRanges = Annotated[tuple[PortRange, ...], BeforeValidator(one_or_more), JsonType("list of ports and ranges", listed(_PORT))]
+PortRanges = Annotated[
+    tuple[PortRange, ...],
+    BeforeValidator(one_or_more),
+    JsonType("list of ports and ranges; TCP, unless `/udp` stands behind it", listed(_PORT)),
+]
 ServerNames = Annotated[
     tuple[Annotated[str, PlainValidator(_server_name)], ...],
     BeforeValidator(one_or_more),

@@ -12,7 +12,7 @@ from pylb.config.health import health_findings
 from pylb.config.value_type import show
 from pylb.config.without_effect import without_effect
 from pylb.config.yamlplace import Loc
-from pylb.core.address import ANY, Address, HostPort, Listen, is_loopback
+from pylb.core.address import ANY, Address, HostPort, Listen, PortKey, is_loopback
 from pylb.core.policy import CONNECT
 
 
@@ -139,10 +139,10 @@ def _port_users(parts: Parts) -> Iterator[_PortUser]:
 
 def _taken_ports(parts: Parts) -> Iterator[Finding]:
     """Addresses that the kernel would not allow together: reported at the later one in the file, naming the earlier one."""
-    # By (port, ip): the first user of that address. "4", "6" and "any" in place of the ip: the first user of any such address.
-    first_of: dict[tuple[int, str], tuple[int, _PortUser]] = {}
+    # By port and ip: the first user of that address. "4", "6" and "any" in place of the ip: the first user of any such address.
+    first_of: dict[tuple[PortKey, str], tuple[int, _PortUser]] = {}
     for number, taker in enumerate(sorted(_port_users(parts), key=lambda taker: parts.place(taker.loc))):
-        ip, ports = taker.listen.ip, taker.listen.ports
+        ip, ports = taker.listen.ip, [(taker.listen.protocol, port) for port in taker.listen.ports]
         families = ("4", "6") if ip == ANY else ("6",) if ":" in ip else ("4",)
         wildcards = {"4": "0.0.0.0", "6": "::"}
         meets = ("any",) if ip == ANY else families if ip in wildcards.values() else (ip, wildcards[families[0]], ANY)
@@ -215,16 +215,18 @@ def _other_length(listen: Listen, address: Address | HostPort, loc: Loc | None) 
 
 def _loops(parts: Parts) -> Iterator[Finding]:
     """A server that is one of pylb's own frontends would send sessions in a loop until no descriptor is left."""
-    frontends: dict[tuple[int, str], tuple[int, FrontendEntry]] = {}  # by listen port and ip, the first of them
+    frontends: dict[tuple[PortKey, str], tuple[int, FrontendEntry]] = {}  # by listen port and ip, the first of them
     for number, part in enumerate(parts.frontends):
         for port in part.entry.listen.ports:
-            frontends.setdefault((port, part.entry.listen.ip), (number, part.entry))
+            frontends.setdefault(((part.entry.listen.protocol, port), part.entry.listen.ip), (number, part.entry))
     for part in parts.frontends:
+        protocol = part.entry.listen.protocol
         for within, servers in _server_lists(part):
             for index, server in enumerate(servers):
                 if isinstance(server.address, HostPort):
                     continue  # its addresses are checked once they are resolved
-                places = [(port, ip) for port in server.address.ports for ip in _reached(server.address.ip, parts)]
+                reached = _reached(server.address.ip, parts)
+                places = [((protocol, port), ip) for port in server.address.ports for ip in reached]
                 looped = [frontends[place] for place in places if place in frontends]
                 if looped:
                     first = min(looped, key=lambda one: one[0])[1]

@@ -10,7 +10,10 @@ import pylb.core.policy as core
 from pylb.config import addresses as a
 from pylb.config import models as m
 from pylb.config import values as v
+from pylb.config.problems import wrong
 from pylb.config.section import Section
+from pylb.config.value_type import show
+from pylb.core.address import TCP, UDP, Address, HostPort
 
 
 class ServerEntry(Section):
@@ -65,6 +68,9 @@ class RouteEntry(Section):
 class FrontendEntry(m.PolicySection):
     reserved: ClassVar[dict[str, str]] = {"bind": "only for ports opened by registrations; a static frontend has `listen`"}
     name: v.Name = Field(description="its name in logs, metrics and commands, and that of the registrations that may join it")
+    protocol: Literal["tcp", "udp"] = Field(
+        "tcp", description="`udp`: it forwards datagrams; the same as `/udp` behind the port of `listen`"
+    )
     listen: a.ListensAt = Field(description="where it listens; a range of ports is one frontend")
     servers: tuple[ServerEntry, ...] = Field(
         (), description="`IP:PORT`, `HOST:PORT` (all its addresses are servers), or a mapping; may be empty"
@@ -86,26 +92,43 @@ class FrontendEntry(m.PolicySection):
         "wait until they have said a name",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_protocol(cls, data: Any) -> Any:
+        """It may be written in `listen` or as a key of its own: from here on `listen` has it."""
+        if not isinstance(data, dict) or not isinstance(listen := data.get("listen"), str):
+            return data
+        protocol, (_, slash, behind) = data.get("protocol"), listen.rpartition("/")
+        if slash and protocol in (TCP, UDP) and behind != protocol:
+            raise wrong(f"protocol {protocol} contradicts listen: {show(listen)}", "remove one of them")
+        return {**data, "listen": f"{listen}/{UDP}"} if protocol == UDP and not slash else data
+
     def frontend(self, defaults: core.Policy) -> core.StaticFrontend:
         """The frontend, without its routes."""
-        policy, joining = self.policy(defaults), core.JoinRule(self.registrations)
+        protocol = self.listen.protocol
+        policy, joining = self.policy(defaults.inherited_by(protocol)), core.JoinRule(self.registrations)
         allows_names = self.names is not None or bool(self.routes)
-        return core.StaticFrontend(self.name, self.listen, _servers(self.servers), policy, joining, allows_names)
+        return core.StaticFrontend(self.name, self.listen, _servers(self.servers, protocol), policy, joining, allows_names)
 
     def routed(self, defaults: core.Policy) -> Iterator[core.StaticFrontend]:
         """Its routes, one for each server name."""
         frontend = self.frontend(defaults)
         for route in self.routes:
-            policy, servers = route.policy(frontend.policy), _servers(route.servers)
+            policy, servers = route.policy(frontend.policy), _servers(route.servers, TCP)
             for name in route.server_names:
                 listen = frontend.listen._replace(server_name=name)
                 yield core.StaticFrontend(f"{self.name}:{name}", listen, servers, policy, frontend.joining)
 
 
-def _servers(entries: Iterable[ServerEntry]) -> tuple[core.StaticServer, ...]:
+def _of_protocol(address: Address | HostPort, protocol: str) -> Address | HostPort:
+    """The protocol of a server is its frontend's; that of a host name comes when it is resolved."""
+    return address._replace(protocol=protocol) if isinstance(address, Address) and protocol != TCP else address
+
+
+def _servers(entries: Iterable[ServerEntry], protocol: str) -> tuple[core.StaticServer, ...]:
     return tuple(
         core.StaticServer(
-            entry.address,
+            _of_protocol(entry.address, protocol),
             entry.weight,
             entry.backup,
             entry.max_connections,

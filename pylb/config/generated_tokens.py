@@ -17,6 +17,7 @@ from pylb.config import models as m
 from pylb.config import values as v
 from pylb.config.root import token_of
 from pylb.control.storage.files import read_regular, write_private
+from pylb.core.address import PortsOf
 from pylb.core.auth import Token
 
 FOLDER = "tokens"
@@ -89,8 +90,6 @@ def _written(made: GeneratedToken) -> Iterator[tuple[str, Any]]:
 
 def _plain(value: Any) -> Any:
     """The form that the config's parsers read."""
-    if isinstance(value, tuple) and len(value) == 2 and all(type(item) is int for item in value):
-        return f"{value[0]}-{value[1]}"
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, IPv4Network | IPv6Network) else value
+    if isinstance(value, IPv4Network | IPv6Network | PortsOf):
+        return str(value)
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -16,7 +16,7 @@ from pylb.config.section import Section
 from pylb.config.value_type import OneOrMore, one_or_more, show
 from pylb.core import policy as core
 from pylb.core.access import AccessList, Networks
-from pylb.core.address import Listen
+from pylb.core.address import Listen, PortsOf
 from pylb.core.auth import ANYWHERE, NODE_PORTS
 from pylb.core.log import Format, Selection, Target
 
@@ -179,7 +179,7 @@ class TokenEntry(Section):
     )
     takeover: v.Flag = Field(False, description="may take ports that another token or name owns")
     names: v.Names | None = Field(None, description="names it may register; default: its own name; `*` for any")
-    ports: a.PortRanges = Field(description="frontend ports it may open")
+    ports: a.PortRanges = Field(description='frontend ports it may open: `[443, "443/udp", "8883-8899"]`')
     server_names: a.ServerNameScopes = Field(
         (),
         description="server names for which it may register routes: `git.example.net`, `*.apps.example.net` (names with one "
@@ -190,8 +190,9 @@ class TokenEntry(Section):
         description="addresses it may name as servers; default: only the one it calls from. A wide network like 0.0.0.0/0 does "
         "not include loopback or pylb's own addresses: name 127.0.0.0/8 (or a part of it), ::1, or that address itself",
     )
-    target_ports: a.PortRanges = Field(
-        NODE_PORTS.ranges, description="server ports it may name, for traffic and for checks; default: NodePorts"
+    target_ports: a.TargetRanges = Field(
+        tuple(PortsOf(*one) for one in NODE_PORTS.ranges),
+        description="server ports it may name, for traffic and for checks; default: NodePorts",
     )
     sources: a.Networks = Field(ANYWHERE, description="addresses from which it may be used")
     legacy: v.Flag = Field(True, description="whether it may be used on the legacy route")
@@ -219,6 +220,9 @@ class RouteTimeouts(Section):
 
 
 class TimeoutsSection(RouteTimeouts):
+    udp_idle: v.LongerThanZero = Field(
+        _TIMEOUTS.udp_idle, description="UDP: a flow without a datagram either way ends; new ones at the latest after 30 s"
+    )
     hello: v.LongerThanZero = Field(
         _TIMEOUTS.hello,
         description="on a port with routes: how long a client may take for its TLS ClientHello; one that says nothing by then "
@@ -287,7 +291,8 @@ class ServerHealth(Section):
 
 
 class ProxyProtocolSection(Section):
-    send: Literal["none", "v1", "v2"] = Field("none", description="the PROXY header that servers get")
+    send: Literal["none", "v1", "v2"] = Field("none", description="the PROXY header that servers get; UDP: `v2` or none")
+    each: v.Flag = Field(False, description="UDP: the header is in front of each datagram, not only of a flow's first one")
     crc32c: v.Flag = Field(False, description="v2: send a checksum too")
     unique_id: v.Flag = Field(
         False, description="v2: send an ID of the session, which the JSON log has too; an ID that came in is passed on"
@@ -347,6 +352,13 @@ class PolicySection(Section):
         "matches, the client is refused if there is any `allow`",
     )
     source_addresses: a.Ips = Field((), description="addresses of this machine from which servers are dialled, in turn")
+    requests: v.Connections = Field(
+        0, description="UDP: after so many datagrams of a client the next one begins a new flow; 0: none does"
+    )
+    responses: v.Connections | None = Field(
+        None,
+        description="UDP: a flow ends after so many answers to each of its client's datagrams (DNS: 1); unset: when it is idle",
+    )
     limits: LimitsSection = Field(default_factory=LimitsSection)
     health: HealthSection = Field(default_factory=HealthSection)
     proxy_protocol: ProxyProtocolSection = Field(default_factory=ProxyProtocolSection)
@@ -385,6 +397,8 @@ class PolicySection(Section):
             changed["send_proxy"] = core.ProxyProtocol(section.send)
         if "crc32c" in written:
             changed["send_crc32c"] = section.crc32c
+        if "each" in written:
+            changed["send_proxy_each"] = section.each
         if "unique_id" in written:
             changed["send_unique_id"] = section.unique_id
         if "pass_tlvs" in written:
@@ -392,7 +406,17 @@ class PolicySection(Section):
         return changed
 
 
-_PLAIN = ("balance", "retries", "max_connections", "max_queue", "freebind", "source_addresses", "slow_start")
+_PLAIN = (
+    "balance",
+    "retries",
+    "max_connections",
+    "max_queue",
+    "freebind",
+    "source_addresses",
+    "slow_start",
+    "requests",
+    "responses",
+)
 
 
 class Defaults(PolicySection):

@@ -14,12 +14,12 @@ from pylb.config.frontends import FrontendEntry
 from pylb.config.problems import Problem, in_short
 from pylb.config.section import Section
 from pylb.config.value_type import OneOrMore, one_or_more
-from pylb.core.address import ANY, Ports, is_loopback, parse_ip, parse_network
+from pylb.core.address import ANY, Ports, is_loopback, parse_ip, parse_network, ports_of
 from pylb.core.auth import ANYWHERE, Keyring, Token
 from pylb.core.policy import LeaseBounds, Policy, Rules, SourceLimits
 
 _LOOPBACK = (parse_network("127.0.0.0/8"), parse_network("::1/128"))
-_EVERY_PORT = Ports(((1, 65535),))
+_EVERY_PORT = Ports(((1, 65535),), ((1, 65535),))
 
 Secrets = dict[str, tuple[str, ...]]  # by the token's name; several while one replaces another
 
@@ -163,11 +163,11 @@ def token_of(entry: m.TokenEntry, secrets: tuple[str, ...]) -> Token:
     return Token(
         name=entry.name,
         secrets=secrets,
-        ports=Ports(tuple(sorted(entry.ports))),
+        ports=ports_of(entry.ports),
         names=(ANY,) if ANY in names else names,
         takeover=entry.takeover,
         targets=entry.targets,
-        target_ports=Ports(tuple(sorted(entry.target_ports))),
+        target_ports=ports_of(entry.target_ports),
         sources=entry.sources,
         legacy=entry.legacy,
         replaces=entry.replaces,

@@ -11,8 +11,9 @@ from pylb.config import models as m
 from pylb.config.entries import Finding, Parts, ReadablePart
 from pylb.config.frontends import FrontendEntry
 from pylb.config.section import Section
-from pylb.core.address import ANY, Address, HostPort, Listen
-from pylb.core.policy import UNSAID, Balance, HealthMode, Policy, ProxyProtocol, StaticFrontend
+from pylb.core.address import ANY, TCP, UDP, Address, HostPort, Listen
+from pylb.core.policy import CONNECT, UNSAID, Balance, HealthMode, Policy, ProxyProtocol, StaticFrontend
+from pylb.core.registration import CONNECT_TO_UDP, UDP_CHECKS
 
 
 class _Need(NamedTuple):
@@ -83,6 +84,27 @@ _NEEDS = (
 )
 
 
+_UDP_KEYS = ("timeouts.udp_idle", "proxy_protocol.each", "requests", "responses")
+# Of each: what UDP has instead, or why it has nothing of the kind.
+_TCP_KEYS = {
+    "retries": "a datagram is not sent to several servers: a server that refuses it loses the flow to another one",
+    "max_queue": "nothing waits for a server: an unsettled flow makes room, or the datagram is dropped",
+    "timeouts.connect": "there are no connections",
+    "timeouts.queue": "nothing waits for a server",
+    "timeouts.idle": "flows have a time of their own, timeouts.udp_idle",
+    "timeouts.half_close": "a flow has no end in the data that could travel",
+    "timeouts.flush": "nothing is buffered: what a full buffer does not take is dropped and counted",
+    "limits.source_share": "flows take none of the places of sessions; limits.per_source is for them",
+    "proxy_protocol.accept_from": "a flow is the client that the kernel names",
+    "proxy_protocol.accept_timeout": "a flow is the client that the kernel names",
+    "proxy_protocol.pass_tlvs": "no header comes in",
+    "proxy_protocol.unique_id": "a flow's header has no ID",
+    "routes": "names are read from TLS over TCP",
+    "names": "names are read from TLS over TCP",
+    "timeouts.hello": "names are read from TLS over TCP",
+}
+
+
 _PLAIN = m.PolicySection()
 
 
@@ -95,12 +117,53 @@ def without_effect(parts: Parts) -> Iterator[Finding]:
     readable = [part for part in parts.frontends if not part.broken]
     for part in readable:
         frontend = part.entry.frontend(defaults)
+        wrong = list(_other_protocol(part))
+        yield from wrong
+        named = {finding.loc for finding in wrong}
         for need in _NEEDS:
-            if _says(part.entry, need.key) and not need.met(frontend):
+            if _says(part.entry, need.key) and not need.met(frontend) and part.at(*need.key.split(".")) not in named:
                 yield _finding(part, need)
         yield from _servers(part, frontend)
+        if frontend.listen.protocol == UDP:
+            yield from _datagrams(part, frontend, defaults)
     if len(readable) == parts.written_frontends:  # a frontend with mistakes may need the value
         yield from _defaults(parts.defaults, defaults, [part.entry for part in readable])
+
+
+def _other_protocol(part: ReadablePart[FrontendEntry]) -> Iterator[Finding]:
+    """Keys of TCP in a frontend of UDP, and the other way round: also if they repeat a default, which does not count there."""
+    if part.entry.listen.protocol == TCP:
+        for key in _UDP_KEYS:
+            if _value(part.entry, key) is not None:
+                yield Finding(part.at(*key.split(".")), f"{key} has no effect: the frontend is of TCP", "protocol: udp")
+        return
+    for key, why in _TCP_KEYS.items():
+        if _value(part.entry, key) is not None:
+            yield Finding(part.at(*key.split(".")), f"{key} has no effect for UDP: {why}", "remove the line")
+
+
+def _datagrams(part: ReadablePart[FrontendEntry], frontend: StaticFrontend, defaults: Policy) -> Iterator[Finding]:
+    """What a frontend of UDP says, or inherits, that means something for TCP only."""
+    entry, policy = part.entry, frontend.policy
+    said = _value(entry, "proxy_protocol.send")
+    if said == "v1" or (said is None and defaults.send_proxy is ProxyProtocol.V1):
+        message = "proxy_protocol.send: v1 knows no UDP" + ("" if said else ", and `defaults` says it for all frontends")
+        at = part.at("proxy_protocol", "send") if said else part.at()
+        yield Finding(at, message, "proxy_protocol: {send: v2}, if the servers read it, or {send: none}")
+    if policy.send_proxy_each and policy.send_proxy is ProxyProtocol.NONE and not _sends_v2(frontend):
+        yield Finding(part.at("proxy_protocol", "each"), f"proxy_protocol.each has no effect: {_NO_V2[0]}", _NO_V2[1])
+    if _value(entry, "health.check") is not None and not policy.health.check.suits_udp:
+        yield Finding(part.at("health", "check"), CONNECT_TO_UDP, UDP_CHECKS)
+    blind = []
+    for index, server in enumerate(frontend.servers):
+        own = server.health.over(policy.health) or policy.health
+        if server.health.check is not None and not own.check.suits_udp:
+            yield Finding(part.at("servers", index, "health", "check"), CONNECT_TO_UDP, UDP_CHECKS)
+        elif own.check == CONNECT or not _asks(frontend):
+            blind.append(str(server.address))
+    if blind:
+        message = f"without a check nobody sees that {', '.join(blind[:3])}{' …' if blind[3:] else ''} died silently"
+        yield Finding(part.at("servers"), message, f"health: {{check: …}}: {UDP_CHECKS}", "warning")
 
 
 def _finding(part: ReadablePart[Any], need: _Need, severity: str = "error") -> Finding:

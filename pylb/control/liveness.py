@@ -17,7 +17,7 @@ from pylb.control.steps import in_turns
 from pylb.core.address import Address, Listen
 from pylb.core.claims import Claims
 from pylb.core.conflicts import YieldPolicy
-from pylb.core.health import OURS, YES
+from pylb.core.health import OURS, PASSED
 from pylb.core.policy import LeaseBounds
 from pylb.core.registration import Key, Registration, State
 from pylb.core.text import ago
@@ -85,7 +85,7 @@ class Liveness:
     def _is_dead(self, one: Registration) -> bool:
         """Whether none of its servers answers, as far as they were asked. Servers in maintenance are not asked."""
         found = [self._health_records.answer(address) for address in addresses(one)]
-        return not any(answer is None or answer.found == YES or answer.found in OURS for answer in found) and not any(
+        return not any(answer is None or answer.found in PASSED or answer.found in OURS for answer in found) and not any(
             self._health_records.in_maintenance(place, address)
             for place, item in zip(one.places, one.wanted, strict=True)
             for address in one.addresses(item)

@@ -246,6 +246,12 @@ def written_listen(text: str) -> Listen:
     return parse_listens(place)._replace(protocol=protocol, server_name=parse_server_name(server_name) if space else "")
 
 
+def parse_listens_of(text: str) -> Listen:
+    """As `parse_listens`; the protocol may stand behind it: `"*:443/udp"`. Raises ValueError."""
+    place, protocol = _without_protocol(text)
+    return parse_listens(place)._replace(protocol=protocol)
+
+
 def parse_port_key(text: str) -> PortKey:
     """`"443"`, which means TCP, `"443/udp"`, or a range, which its first port stands for. Raises ValueError."""
     numbers, protocol = _without_protocol(text)
@@ -272,17 +278,38 @@ def parse_listens(text: str) -> Listen:
     return Listen(TCP, ANY if host == ANY else parse_ip(host), first, last)
 
 
+class PortsOf(NamedTuple):
+    """Ports of one protocol, both ends included."""
+
+    low: int
+    high: int
+    protocol: str = TCP
+
+    def __str__(self) -> str:
+        """As `parse_ports_of` reads it."""
+        return port_text(self.low, self.protocol, self.high if self.high != self.low else 0)
+
+
+def parse_ports_of(text: str) -> PortsOf:
+    """`"8443"`, `"8883-8899"` or `"443/udp"`. Raises ValueError."""
+    numbers, protocol = _without_protocol(text)
+    low_text, dash, high_text = numbers.partition("-")
+    low = parse_port(low_text.strip())
+    high = parse_port(high_text.strip()) if dash else low
+    if low > high:
+        raise ValueError(f"{text!r}: the range ends before it starts")
+    return PortsOf(low, high, protocol)
+
+
+def ports_of(found: Iterable[PortsOf]) -> Ports:
+    """All of these as one set."""
+    tcp, udp = ([(one.low, one.high) for one in sorted(found) if one.protocol == protocol] for protocol in (TCP, UDP))
+    return Ports(tuple(tcp), tuple(udp))
+
+
 def parse_ports(items: Iterable[int | str]) -> Ports:
-    """`[8443, "8883-8899"]`. Raises ValueError that names the item."""
-    ranges = []
-    for item in items:
-        low_text, dash, high_text = str(item).partition("-")
-        low = parse_port(low_text.strip())
-        high = parse_port(high_text.strip()) if dash else low
-        if low > high:
-            raise ValueError(f"{item!r}: the range ends before it starts")
-        ranges.append((low, high))
-    return Ports(tuple(sorted(ranges)))
+    """`[8443, "8883-8899", "443/udp"]`. Raises ValueError that names the item."""
+    return ports_of([parse_ports_of(str(item)) for item in items])
 
 
 def parse_network(text: str) -> Network:

@@ -5,7 +5,11 @@ takes time, so its table is much smaller than that of core/session. It sees a ha
 go through it. An unknown (state, event) is a bug and raises KeyError.
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
+from typing import Any
+
+FlowBatch = tuple[Sequence[Any], list[int]]  # flows as JSON, and a descriptor of each: from one pylb to the next
 
 
 class FlowState(StrEnum):

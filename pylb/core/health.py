@@ -15,6 +15,9 @@ from pylb.core.policy import CONNECT, Check, CheckKind, HealthMode, HealthPolicy
 
 OURS = frozenset({"resource"})  # failures that say nothing about the server: we were out of descriptors or ports
 SILENT = "timeout"
+YES = "yes"
+NO_OBJECTION = "unknown"  # of UDP: nobody refused an empty datagram, and a server that is well may say nothing to it
+PASSED = frozenset({YES, NO_OBJECTION})
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +143,6 @@ def answered(health: Health, policy: HealthPolicy, now: float, *, probe: bool, j
     return replace(health, failures=0, answers=answers, wait=policy.interval, probe_at=now + policy.interval * jitter)
 
 
-YES = "yes"
-
-
 @dataclass(frozen=True, slots=True)
 class HealthStats:
     """The results of a server's checks since it is known; for people and dashboards, nothing is decided by it."""
@@ -160,7 +160,7 @@ UNRECORDED = HealthStats()
 
 def checked(record: HealthStats, found: str, seconds: float) -> HealthStats:
     """The record after a check."""
-    failed = found != YES and found not in OURS
+    failed = found not in PASSED and found not in OURS
     return replace(record, failures=record.failures + failed, found=found, seconds=seconds)
 
 
@@ -175,7 +175,8 @@ def turned(record: HealthStats, now: float, *, down: bool) -> HealthStats:
 class Reachability:
     """The result of dialling an address: "yes", "refused", "timeout" or "unreachable".
 
-    "resource" if pylb could not dial because it lacked something itself, "unknown" if nobody has tried.
+    "resource" if pylb could not dial because it lacked something itself, "unknown" if nobody has tried, or nobody refused a
+    datagram.
     """
 
     found: str
@@ -202,7 +203,7 @@ def unproven(now: float) -> Reachability:
 
 def prove(before: Reachability | None, found: str, policy: HealthPolicy, now: float, *, jitter: float) -> Reachability:
     """The proof after a dial. An address that has answered once stays proven: from then on health takes care of it."""
-    if found == YES or before == PROVEN:
+    if found in PASSED or before == PROVEN:
         return PROVEN
     wait = _wait(before.wait if before else 0.0, policy.interval, policy.max_interval, found)
     return Reachability(found, wait, now + wait * jitter)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from pylb.core.access import AccessList, Networks
-from pylb.core.address import TCP, Address, HostPort, Listen
+from pylb.core.address import TCP, UDP, Address, HostPort, Listen
 
 
 class Balance(StrEnum):
@@ -109,8 +109,16 @@ class Check:
     port: int = 0  # 0: the port of the traffic
 
     def protocol(self, of_traffic: str) -> str:
-        """The protocol that it is asked over: texts go like the traffic; a connect and an HTTP request are always TCP."""
-        return of_traffic if self.kind is CheckKind.SEND else TCP
+        """The protocol that it is asked over: texts go like the traffic, HTTP and a connect to a port of its own over TCP.
+
+        A mere connect means for UDP that nobody refuses an empty datagram.
+        """
+        return of_traffic if self.kind is CheckKind.SEND or self == CONNECT else TCP
+
+    @property
+    def suits_udp(self) -> bool:
+        """Does it say something of a UDP server? A connect or an HTTP request does on a TCP port of its own."""
+        return self.kind is CheckKind.SEND or self.port != 0
 
 
 CONNECT = Check()
@@ -233,6 +241,14 @@ class Policy:
     requests: int = 0  # datagrams of a client that make one flow; 0: any number
     responses: int | None = None  # answers to each of them, after which a flow ends; None: it ends when it is idle
     source_addresses: tuple[str, ...] = ()  # IPs that servers are dialled from; (): the kernel chooses
+
+    def inherited_by(self, protocol: str) -> "Policy":
+        """These defaults for a frontend of `protocol`: UDP has no use for some of them."""
+        if protocol != UDP:
+            return self
+        health = self.health if self.health.check.suits_udp else replace(self.health, check=CONNECT)
+        send = self.send_proxy if self.send_proxy is ProxyProtocol.V2 else ProxyProtocol.NONE
+        return replace(self, health=health, send_proxy=send, accept_proxy=ProxyAccept(), max_queue=0)
 
 
 @dataclass(frozen=True, slots=True)

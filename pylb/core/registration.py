@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from pylb.core.address import TCP, Address, Listen, PortKey, port_text
+from pylb.core.address import TCP, UDP, Address, Listen, PortKey, port_text
 from pylb.core.checks import HEALTH_SCHEMA, BadCheck, parse_health
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import CONNECT, UNSAID, Check, HealthOverride, LeaseBounds, ProxyProtocol
@@ -200,6 +200,7 @@ class FrontendBody(BaseModel):
     target_port: PortField = Field(
         description="the server's port, usually the Service's NodePort; of a range as many, or one for all"
     )
+    protocol: Literal["tcp", "udp"] = Field("tcp", description="443 of TCP and 443 of UDP are two ports")
     server_names: list[str] | None = Field(
         None,
         min_length=1,
@@ -356,13 +357,34 @@ def _wanted(index: int, item: FrontendBody) -> Iterator[FrontendRequest]:
         health = UNSAID if item.health is None else parse_health(item.health)
     except BadCheck as bad:
         raise Refused(Code.INVALID, f"frontends[{index}].health: {bad}", bad.hint) from None
+    if item.protocol == UDP:
+        _check_udp(index, item, send, health)
     (port, last), (target_port, target_last) = ends(item.port), ends(item.target_port)
     if target_last and target_last - target_port != last - port:
         hint = "as many target ports as ports, or one for all of them"
         raise Refused(Code.INVALID, f"frontends[{index}].target_port: not a range of the same length as port", hint)
-    one = FrontendRequest(port, target_port, send, item.weight, item.backup, health, last=last, target_last=target_last)
+    one = FrontendRequest(
+        port, target_port, send, item.weight, item.backup, health, item.protocol, last=last, target_last=target_last
+    )
     for server_name in _server_names(index, item, one):
         yield replace(one, server_name=server_name, allows_names=item.names is not None)
+
+
+def _check_udp(index: int, item: FrontendBody, send: ProxyProtocol | None, health: HealthOverride) -> None:
+    """Raises Refused: a setting that has no meaning for UDP."""
+    for key in ("server_names", "names"):
+        if getattr(item, key) is not None:
+            raise Refused(Code.INVALID, f"frontends[{index}].{key}: names are read from TLS over TCP", "leave it out")
+    if send is ProxyProtocol.V1:
+        raise Refused(Code.INVALID, f"frontends[{index}].proxy_protocol: version 1 knows no UDP", "v2, or none")
+    if health.check is not None and not (health.check.suits_udp or health.port):
+        raise Refused(Code.INVALID, f"frontends[{index}].health: {CONNECT_TO_UDP}", UDP_CHECKS)
+
+
+CONNECT_TO_UDP = "a connect or an HTTP request says nothing of a UDP port"
+UDP_CHECKS = (
+    "{send: TEXT, expect: TEXT} over UDP, or a port of TCP: {http: /healthz, port: 10256} is kube-proxy's behind a NodePort"
+)
 
 
 def _server_names(index: int, item: FrontendBody, one: FrontendRequest) -> list[str]:

@@ -33,7 +33,7 @@ class Terms(NamedTuple):
         if self.access:
             policy = replace(policy, access=self.access.narrowing(policy.access))
         if self.idle is not None:
-            policy = replace(policy, timeouts=replace(policy.timeouts, idle=self.idle))
+            policy = replace(policy, timeouts=replace(policy.timeouts, idle=self.idle, udp_idle=self.idle))
         return policy
 
 

@@ -43,6 +43,7 @@ class StaticRules:
             (check.protocol(protocol), check.port) for check in checks for protocol in (TCP, UDP) if check.port
         )
         self._names = frozenset(frontend.name for frontend in rules.frontends)
+        self.defaults = {TCP: rules.defaults, UDP: rules.defaults.inherited_by(UDP)}
         self._by_port: dict[PortKey, list[StaticFrontend]] = {}
         for frontend in rules.frontends:
             if frontend.listen.server_name:
@@ -163,7 +164,7 @@ class StaticRules:
         static = self.frontends.get(listen)
         if static is None and listen.server_name:
             static = self.frontends.get(listen.default)
-        return self.rules.defaults if static is None else static.policy
+        return self.defaults[listen.protocol] if static is None else static.policy
 
 
 def _unresolved(frontend: StaticFrontend, resolved: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:

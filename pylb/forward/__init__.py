@@ -12,7 +12,8 @@ relay        the hot path: bytes from one half to the other; pipes: the pipes fo
 timers       idle, drain and keep-alive by periodic visits; deadlines: the short ones of a session; live_sessions: where each is
 accounts     what is counted and recorded of a session; counters: the plain integers
 flows        UDP: all flows of an engine; datagrams: its hot path; homes: a flow's server; flow, flow_sweep, datagram_port,
-             datagram_sockets: the data, the ends by silence, the ports, the options. Loaded by the first frontend of UDP
+             datagram_sockets: the data, the ends by silence, the ports, the options; flow_handover, passed_flows: from one
+             pylb to the next. Loaded by the first frontend of UDP
 faults       boundaries: a fault costs the session, port or call in which it happened
 
 live, watched              live sessions for whoever asks; other descriptors in the engine's epoll

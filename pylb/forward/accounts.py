@@ -211,10 +211,12 @@ class Accounts:
         self._clock_offset = self._wall() - now
         return session.story(self._end(session, now, ended=False, ask=True), "")
 
-    def refused(self, frontend: FrontendState, address: tuple[str, int], reason: str, number: int, generation: int) -> None:
-        """Count a client as denied, and log it: it was reset right after the accept and never became a session."""
+    def refused(  # noqa: PLR0917 - each of another type
+        self, frontend: FrontendState, address: tuple[str, int], port: int, reason: str, number: int, generation: int
+    ) -> None:
+        """Count a client as denied, and log it: it called `port` and was reset right after the accept."""
         frontend.counters.denied[reason] += 1
-        name, port, now = frontend.frontend.name, frontend.frontend.listen.port, self._wall()
+        name, now = frontend.frontend.name, self._wall()
         client, times, moved = (sockets.folded(address[0]), address[1]), (-1, -1, 0), (0, 0)
         active = (self._counters.open_sessions + 1, frontend.counters.sessions + 1, 0)  # this one included
         record = SessionRecord(name, "", *client, port, now, *times, *moved, _DENIED, 0, False, *active, 0, "", number)

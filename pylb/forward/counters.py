@@ -61,6 +61,21 @@ class ServerCounters:
         self.last_at = 0.0  # time of the last connect, monotonic; 0: none yet
 
 
+# Why a datagram is dropped. `kernel`: a socket's buffer was full; `gone`: our address or the route to the client is.
+DROPS = (
+    "truncated",
+    "source_port",
+    "buffer_full",
+    "no_server",
+    "too_large",
+    "limit",
+    "access",
+    "gone",
+    "fault",
+    "kernel",
+)
+
+
 class DatagramCounters:
     """Of a frontend of UDP. Every datagram that came is in exactly one of these, or is still in the kernel."""
 
@@ -69,7 +84,7 @@ class DatagramCounters:
     def __init__(self) -> None:
         self.relayed_in = 0  # sent on to a server; as current as the bytes
         self.relayed_out = 0  # sent on to a client
-        self.dropped: Counter[str] = Counter()  # by reason
+        self.dropped: Counter[str] = Counter()  # by reason, of DROPS
         self.rehomed = 0  # flows that moved to another server
 
 

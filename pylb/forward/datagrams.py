@@ -98,11 +98,9 @@ class Datagrams:
                     sock.sendmsg([buffer[:count]], [segments(size)])
                     number = -(-count // size)
             except OSError as error:
-                number, count = self._again_to_server(flow, count, size, error)
+                number, count = self._again_to_server(port, flow, count, size, error)
             except Exception as error:  # noqa: BLE001 - the boundary of one flow: the others of this port go on
-                self._flows.fault(flow, error)
-                self._flows.dropped(port, "fault", _number(count, size))
-                continue
+                number, count = self._fault(port, flow, count, size, error)
             flow.datagrams_in += number
             flow.bytes_in += count
         return True
@@ -153,8 +151,19 @@ class Datagrams:
 
     # ------------------------------------------------------------ slow ways to send: each returns how many datagrams and bytes
 
-    def _again_to_server(self, flow: Flow, count: int, size: int, error: OSError) -> tuple[int, int]:
-        """A datagram or a train was not sent."""
+    def _fault(self, port: DatagramPort, flow: Flow, count: int, size: int, error: Exception) -> tuple[int, int]:
+        self._flows.fault(flow, error)
+        self._flows.dropped(port, "fault", _number(count, size))
+        return 0, 0
+
+    def _again_to_server(self, port: DatagramPort, flow: Flow, count: int, size: int, error: OSError) -> tuple[int, int]:
+        """A datagram or a train was not sent. Never raises."""
+        try:
+            return self._retry(flow, count, size, error)
+        except Exception as bug:  # noqa: BLE001 - as above
+            return self._fault(port, flow, count, size, bug)
+
+    def _retry(self, flow: Flow, count: int, size: int, error: OSError) -> tuple[int, int]:
         if error.errno in FULL:
             self._flows.dropped(flow.port, "buffer_full", _number(count, size))
             return 0, 0

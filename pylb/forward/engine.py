@@ -10,13 +10,14 @@ import os
 import random
 import select
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from operator import attrgetter
 from socket import SocketType
 from typing import TYPE_CHECKING
 
 from pylb.core.address import TCP, UDP, Address, Listen
+from pylb.core.flow import FlowBatch
 from pylb.core.policy import AdminState, OnDown
 from pylb.core.recorder import SCAN, Coverage, Query, Recorder, SessionTrace, first_number, trace_of
 from pylb.core.session import Cause, Event, Observer, SessionView
@@ -42,6 +43,7 @@ from pylb.forward.watched import Watched
 if TYPE_CHECKING:
     from pylb.forward.datagram_port import DatagramPorts
     from pylb.forward.flow import DatagramPort, Flow
+    from pylb.forward.flow_handover import FlowHandover
     from pylb.forward.flows import Flows
 
 EVENTS = 64  # per poll; later ones come first in the next poll, because the kernel's list is in order (epoll(7))
@@ -73,7 +75,8 @@ class Engine:
     read before its destination takes it. `unanswered`: a peer counts as dead if for so many seconds it acknowledges nothing of
     what was sent to it, although its window is open (the kernel itself takes about 15 minutes, tcp_retries2 in tcp(7)).
     `nofile`: the process's limit of descriptors. Each listener takes one from the sessions, and `reserve` are for other
-    things. 0: no such limit. `worker`: this worker's number, part of its sessions' ids. `own_dials`: shared with the other
+    things. 0: no such limit. `worker`: this worker's number, part of its sessions' ids. `processes`: how many share the local
+    ports that flows take. `own_dials`: shared with the other
     workers. `recorded`: how many ended sessions are remembered; 0: none.
     """
 
@@ -96,11 +99,12 @@ class Engine:
         nofile: int = 0,
         reserve: int = RESERVE,
         worker: int = 0,
+        processes: int = 1,
         own_dials: OwnDials | None = None,
         recorded: int = 0,
     ) -> None:
         self.counters = Counters(max_connections)
-        self._most, self._nofile, self._reserve = max_connections, nofile, reserve
+        self._most, self._nofile, self._reserve, self._processes = max_connections, nofile, reserve, processes
         self.table = Table()
         self._unserved: tuple[Listen, ...] = ()  # ports of the table that could not be opened
         self._epoll = select.epoll()
@@ -294,6 +298,16 @@ class Engine:
         if self._flows is not None:
             self._flows.drain()
 
+    @property
+    def flow_handover(self) -> "FlowHandover | None":
+        """How flows pass from one pylb to the next; None: there was no frontend of UDP. `drain` leaves what it described."""
+        return self._flows.handover if self._flows is not None else None
+
+    def take_flows(self, batches: Iterable[FlowBatch]) -> None:
+        """Those of the previous pylb, before the first table."""
+        for flows, fds in batches:
+            self._of_udp().handover.passed.add(flows, fds)
+
     def close(self) -> None:
         """Reset all live sessions and close everything."""
         self._kill_all()
@@ -389,11 +403,16 @@ class Engine:
         """True: live sessions have to move to another sweep group."""
         fault = f"{new.listen} could not be changed"
         if new.listen.protocol == UDP:
-            self.faults.guard(fault, self._of_udp().change, new)
+            self.faults.guard(fault, self._change_udp, new)
         elif (state := self._state(new.listen)) is not None:
             self.faults.guard(fault, self._change, state, new)
             return self._regroup(state, removed=False)
         return False
+
+    def _change_udp(self, new: Frontend) -> None:
+        state = self._of_udp().change(new)
+        if state is not None and state.ramping:
+            self._ramping[state] = None
 
     def _change(self, state: FrontendState, new: Frontend) -> None:
         self._life.dialer.know(*differing(state.frontend.servers, new.servers))
@@ -443,7 +462,7 @@ class Engine:
             from pylb.forward.flows import Flows  # noqa: PLC0415 - a pylb without UDP loads none of it
 
             parts = self._epoll, self._udp_by_fd, self._life, self._run_queue, self.counters, self.faults, self._opener
-            self._flows = Flows(*parts, self._clock, self._random, self._nofile)
+            self._flows = Flows(*parts, self._clock, self._random, self._nofile, self._processes)
         return self._flows
 
     def _of(self, listen: Listen) -> "ListeningPorts | DatagramPorts":

@@ -9,7 +9,7 @@ from pylb.core.recorder import Attempt, RecordedSession, session_id
 from pylb.core.session import SessionRecord, SessionView
 from pylb.core.table import Frontend
 from pylb.forward.admission import Admission
-from pylb.forward.datagram_sockets import Ancillary, Client
+from pylb.forward.datagram_sockets import Ancillary, Client, kernel_drops
 from pylb.forward.session import End, FrontendState, ServerState
 from pylb.forward.sockets import folded
 
@@ -30,7 +30,7 @@ class DatagramPort:
         self.flows: dict[Key, Flow] = {}
         self.queued = False  # it waits for its share of a turn
         self.watched = False
-        self.kernel_dropped = 0  # datagrams, as counted so far
+        self.kernel_dropped = kernel_drops(sock)  # datagrams, as counted so far; an inherited socket has a past
 
 
 class Flow:

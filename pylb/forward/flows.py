@@ -23,6 +23,7 @@ from pylb.forward.datagram_sockets import Client, local_ports, reply_from, take_
 from pylb.forward.datagrams import Datagrams
 from pylb.forward.faults import Faults
 from pylb.forward.flow import DatagramPort, Flow, FrontendFlows
+from pylb.forward.flow_handover import FlowHandover
 from pylb.forward.flow_sweep import FlowSweep, visit_period
 from pylb.forward.homes import Homes, moved
 from pylb.forward.lifecycle import Lifecycle
@@ -52,29 +53,31 @@ class Flows:
         clock: Callable[[], float],
         draw: Callable[[], float],
         nofile: int,
+        processes: int = 1,
     ) -> None:
         self._life = life
         self._run_queue = run_queue
         self._counters = counters
         self._faults = faults
-        self._accounts: Accounts = life.accounts
+        self.accounts: Accounts = life.accounts
         self._clock = clock
         self._draw = draw
         self.ports = DatagramPorts(events, by_fd, opener, faults)
         self.groups: dict[FrontendState, FrontendFlows] = {}
         self.flows: dict[Flow, None] = {}
         self._unsettled: OrderedDict[Flow, None] = OrderedDict()  # the oldest first
-        self._homes = Homes(events, by_fd, life.accounts, run_queue, clock, self._close_later)
-        self._homes.make_room = lambda flow: self._replace(self.groups[flow.frontend].unsettled, flow)
-        self._homes.generation = lambda: life.dialer.generation
-        self._homes.is_ours = lambda port: port in self.ports.numbers
+        self.homes = Homes(events, by_fd, life.accounts, run_queue, clock, self._close_later)
+        self.homes.make_room = lambda flow: self._replace(self.groups[flow.frontend].unsettled, flow)
+        self.homes.generation = lambda: life.dialer.generation
+        self.homes.is_ours = lambda port: port in self.ports.numbers
         self._datagrams = Datagrams(run_queue, self)
-        self._ranges = local_ports() // 2
+        self._ranges = local_ports() // 2 // processes
         self._descriptors = nofile // 4 if nofile else 1 << 30
         self.most = 0
         self._denied: dict[tuple[FrontendState, bytes], None] = {}  # sources whose denial is logged already
         self._forget_denied = 0.0  # monotonic
         self.sweep = FlowSweep(self, self.groups, life.accounts, run_queue, faults)
+        self.handover = FlowHandover(self, events, by_fd, faults, clock)
 
     # ------------------------------------------------------------ from the engine
 
@@ -86,7 +89,7 @@ class Flows:
         try:
             if events & EPOLLERR and one.sock is not None:
                 # First what is wrong: a read would report it in place of an answer. The answers before it are still there.
-                self._homes.on_error(one, take_error(one.sock))
+                self.homes.on_error(one, take_error(one.sock))
             if not one.queued and self._datagrams.from_server(one, FIRST):
                 self._run_queue.add(one)
         except Exception as error:  # noqa: BLE001 - the boundary of one flow
@@ -94,6 +97,8 @@ class Flows:
 
     def run(self, one: object) -> None:
         """An entry of the run queue has its share. Never raises."""
+        if self.handover.paused:
+            return
         run_queue = self._run_queue
         share = QUANTUM if run_queue.queue else max(QUANTUM, run_queue.budget)
         if isinstance(one, DatagramPort):
@@ -125,13 +130,15 @@ class Flows:
         self._set_most()
         for port in ports:
             port.frontend = state
+        self.handover.take(group)
+        for port in ports:
             opened.watch(port)
 
-    def change(self, new: Frontend) -> None:
-        """Another table has other servers or another policy for a frontend."""
+    def change(self, new: Frontend) -> FrontendState | None:
+        """Another table has other servers or another policy for a frontend. None: its port is not open."""
         group = self._group(new.listen)
         if group is None:
-            return
+            return None
         state = group.frontend
         for server, before in state.update(new):
             after, now = server.server, self._clock()
@@ -148,6 +155,7 @@ class Flows:
         for flow in group.flows:
             flow.check_in = flow.check_out = True  # the next datagram looks at its server and its policy again
         self._set_most()
+        return state
 
     def remove(self, listen: Listen) -> None:
         """Close the port and end its flows at once: its owner gets the answer only then."""
@@ -163,12 +171,17 @@ class Flows:
         self._set_most()
 
     def drain(self) -> None:
-        """Read nothing more from clients. What servers still send goes out, until the flows are idle or killed."""
+        """Read nothing more from clients. What servers still send goes out, until the flows are idle or killed.
+
+        Flows that the next pylb has got leave without a record, since they have not ended.
+        """
+        self.handover.leave()
         for port in self.ports.by_listen.values():
             self.ports.unwatch(port)
 
     def close(self) -> None:
         """End all flows and close all ports."""
+        self.handover.passed.close()
         for listen in [group.frontend.frontend.listen for group in self.groups.values()]:
             self._faults.guard(f"{listen} was closed, but not all of its flows could be ended", self.remove, listen)
         for listen in list(self.ports.by_listen):
@@ -212,6 +225,8 @@ class Flows:
 
     def tick(self, now: float, elapsed: float, *, kill: bool) -> None:
         """`kill`: end all flows."""
+        if self.handover.paused:
+            return
         self.ports.resume(elapsed)
         if now >= self._forget_denied:
             self._forget_denied = now + DENIED_LOG
@@ -253,9 +268,8 @@ class Flows:
     def _look(self, flow: Flow, count: int) -> Flow | None:
         if flow.answered and flow.state is _UNSETTLED:
             moved(flow, FlowEvent.SPOKE_AGAIN)
-            self._unsettled.pop(flow, None)
-            self.groups[flow.frontend].unsettled.pop(flow, None)
-        if flow.failed or self._homes.is_lost(flow):
+            self.settle(flow)
+        if flow.failed or self.homes.is_lost(flow):
             self.rehome(flow)
         policy = flow.frontend.frontend.policy
         flow.check_in = flow.sock is None or flow.failed or policy.requests > 0 or policy.responses == 0
@@ -268,7 +282,7 @@ class Flows:
 
     def rehome(self, flow: Flow) -> None:
         """Look for another server. The flow stays where it is, or has none, if there is no better one."""
-        if not self._homes.find(flow):
+        if not self.homes.find(flow):
             return
         if flow.state is not FlowState.NEW:
             self._unsettle(flow)
@@ -284,7 +298,7 @@ class Flows:
 
     def on_answer(self, flow: Flow) -> None:
         """The first answer of its server, or one that may be the last that its policy asks for."""
-        self._homes.on_answer(flow)
+        self.homes.on_answer(flow)
         policy = flow.frontend.frontend.policy
         if not flow.answered:
             flow.answered = flow.check_in = True
@@ -295,7 +309,7 @@ class Flows:
         self.end(flow, FlowEvent.ANSWERED)
 
     def on_error(self, flow: Flow, error: int) -> None:
-        self._homes.on_error(flow, error)
+        self.homes.on_error(flow, error)
 
     def on_port_error(self, port: DatagramPort, error: OSError) -> None:
         self.ports.back_off(port, error)
@@ -315,7 +329,7 @@ class Flows:
         self._run_queue.budget -= ACCEPT
         frontend.counters.connections += 1
         admission, refusal = None, ""
-        if self._homes.own and client[:2] in self._homes.own:
+        if self.homes.own and client[:2] in self.homes.own:
             refusal = "loop"
         elif (rules := frontend.admission_rules) is not None:
             admission = Admission()
@@ -327,6 +341,14 @@ class Flows:
                 admission.leave()
             self._deny(port, frontend, client, refusal, count)
             return None
+        flow = self.make(port, frontend, client, local, admission)
+        frontend.counters.sessions_total += 1
+        return flow
+
+    def make(
+        self, port: DatagramPort, frontend: FrontendState, client: Client, local: bytes, admission: Admission | None = None
+    ) -> Flow:
+        """A flow that is in all lists, without a server."""
         self._life.number += 1
         flow = Flow(port, frontend, client, local, reply_from(local, client), self._clock(), self._life.number)
         if frontend.frontend.listen.last:
@@ -334,10 +356,9 @@ class Flows:
             admission.called = port.listen.port
         flow.admission = admission
         port.flows[flow.key] = flow
-        self.flows[flow] = group.flows[flow] = None
+        self.flows[flow] = self.groups[frontend].flows[flow] = None
         self._unsettle(flow)
         frontend.counters.sessions += 1
-        frontend.counters.sessions_total += 1
         self._counters.open_flows += 1
         return flow
 
@@ -372,7 +393,12 @@ class Flows:
             return
         self._denied[key] = None
         self._life.number += 1
-        self._accounts.refused(frontend, client[:2], reason, self._life.number, self._life.dialer.generation)
+        self.accounts.refused(frontend, client[:2], port.listen.port, reason, self._life.number, self._life.dialer.generation)
+
+    def settle(self, flow: Flow) -> None:
+        """It never makes room for others."""
+        self._unsettled.pop(flow, None)
+        self.groups[flow.frontend].unsettled.pop(flow, None)
 
     def _unsettle(self, flow: Flow) -> None:
         self._unsettled[flow] = self.groups[flow.frontend].unsettled[flow] = None
@@ -384,6 +410,18 @@ class Flows:
         flow.first = event
         flow.code = _code(flow, cause)
         moved(flow, event)
+        self.release(flow)
+        self._run_queue.budget -= END
+        server = flow.server
+        self.homes.leave(flow)
+        if flow.admission is not None:
+            self._faults.guard("a source's slot could not be released", flow.admission.leave)
+        self._faults.guard("the end of a flow could not be counted", self.accounts.flow_ended, flow, server)
+        flow.port = None
+        del flow.frontend
+
+    def release(self, flow: Flow) -> None:
+        """Take it out of all lists."""
         port, frontend = flow.port, flow.frontend
         if port is not None and port.flows.get(flow.key) is flow:
             del port.flows[flow.key]
@@ -392,16 +430,8 @@ class Flows:
         if (group := self.groups.get(frontend)) is not None:
             group.flows.pop(flow, None)
             group.unsettled.pop(flow, None)
-        self._run_queue.budget -= END
         frontend.counters.sessions -= 1
         self._counters.open_flows -= 1
-        server = flow.server
-        self._homes.leave(flow)
-        if flow.admission is not None:
-            self._faults.guard("a source's slot could not be released", flow.admission.leave)
-        self._faults.guard("the end of a flow could not be counted", self._accounts.flow_ended, flow, server)
-        flow.port = None
-        del flow.frontend
 
     def _close_later(self, sock: SocketType) -> None:
         """At the end of the batch: until then its descriptor's number cannot come back, with old events for it in the batch."""

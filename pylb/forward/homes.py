@@ -138,15 +138,15 @@ class Homes:
         if self.is_ours(server.target[1]):
             self.own[sock.getsockname()[:2]] = None
 
-    def leave(self, flow: Flow) -> None:
-        """Leave the server, if it has one. Idempotent."""
+    def leave(self, flow: Flow, *, lives_on: bool = False) -> None:
+        """Leave the server, if it has one. Idempotent. `lives_on`: in the next pylb, which counts what the kernel dropped."""
         server, sock = flow.server, flow.sock
         if server is None or sock is None:
             return
         if self.own:
             self.own.pop(sock.getsockname()[:2], None)
         counters = flow.frontend.counters.datagrams
-        if counters is not None and (dropped := kernel_drops(sock)):
+        if counters is not None and not lives_on and (dropped := kernel_drops(sock)):
             counters.dropped["kernel"] += dropped
         self._by_fd.pop(flow.fd, None)
         flow.server = flow.sock = None

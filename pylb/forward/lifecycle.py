@@ -145,9 +145,11 @@ class Lifecycle:
     ) -> None:
         if admission is not None:
             admission.leave()
+        listen = frontend.frontend.listen
+        called = sock.getsockname()[1] if listen.last else listen.port
         sockets.close(sock)
         self.number += 1
-        self.accounts.refused(frontend, address, reason, self.number, self.dialer.generation)
+        self.accounts.refused(frontend, address, called, reason, self.number, self.dialer.generation)
 
     def _enter(self, frontend: FrontendState, sock: SocketType, address: tuple[str, int]) -> Session:
         """From here on the client is a session, and ends as one."""

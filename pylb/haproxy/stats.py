@@ -13,7 +13,7 @@ from typing import Any
 
 from pylb.control.views import FrontendView, ServerView
 from pylb.core.address import Listen
-from pylb.core.health import YES
+from pylb.core.health import PASSED
 from pylb.core.policy import CheckKind, HealthMode, HealthPolicy
 from pylb.core.table import Frontend
 from pylb.forward.counters import Counters, FrontendCounters, ServerCounters
@@ -57,7 +57,7 @@ class Statistics:
         frontend, listen = view.frontend, view.listen
         counted = self.counters.frontends.get(listen) or FrontendCounters(view.name)
         rates = self.rates.proxy(listen, self.now)
-        head = {"pxname": self.names[listen], "pid": 1, "iid": rates.number, "mode": "tcp"}
+        head = {"pxname": self.names[listen], "pid": 1, "iid": rates.number, "mode": listen.protocol}
         rows = [head | self._server(frontend, one, counted, rates) for one in view.servers]
         backends = [] if view.has_no_default_route else [head | self._backend(frontend, counted, rates, rows)]
         frontends = [] if listen.server_name else [head | self._frontend(view, counted, rates)]
@@ -251,7 +251,7 @@ def _check(view: ServerView, policy: HealthPolicy) -> Row:
         "check_code": code,
         "check_duration": round(record.seconds * 1000) if record.found else None,
         "check_desc": _DESCRIPTIONS[word],
-        "last_chk": "" if record.found == YES else view.hint or record.found,
+        "last_chk": "" if record.found in PASSED else view.hint or record.found,
         "check_rise": policy.rise,
         "check_fall": policy.fall,
         "check_health": answers,
@@ -262,7 +262,7 @@ def check_status(found: str, kind: CheckKind) -> tuple[str, int | None]:
     """The result of a check in HAProxy's words, and the status code of an HTTP answer."""
     if not found:
         return "INI", None
-    if found == YES:
+    if found in PASSED:
         return "L4OK" if kind is CheckKind.TCP else "L7OK", None
     if found in ("refused", "unreachable"):
         return "L4CON", None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pylb.core.codec import Malformed
+from pylb.core.flow import FlowBatch
 from pylb.forward.counters import Counters
 from pylb.upgrade.protocol import ANSWER, PROTOCOL, VARIABLE, Conversation, Refusal, report_of
 from pylb.workers.channel import BadFrame
@@ -24,6 +25,7 @@ class InheritedState(NamedTuple):
     descriptors: list[int]
     counts: list[dict[str, Any]]  # messages that are not evaluated yet
     totals: Mapping[str, Mapping[str, int]]
+    flows: list[FlowBatch]  # of UDP
 
 
 async def inherit(environ: Mapping[str, str]) -> InheritedState | None:
@@ -40,13 +42,17 @@ async def inherit(environ: Mapping[str, str]) -> InheritedState | None:
     conversation.say("ready", protocol=PROTOCOL)
     descriptors: list[int] = []
     counts: list[dict[str, Any]] = []
+    flows: list[FlowBatch] = []
     while True:
         said, fds = await conversation.hear(ANSWER)
-        descriptors += fds
+        if said.get("say") == "flows" and isinstance(some := said.get("flows"), list):
+            flows.append((some, fds))
+        else:
+            descriptors += fds
         if said.get("say") == "count":
             counts.append(said)
         if said.get("say") == "yours":
-            return InheritedState(conversation, descriptors, counts, said.get("totals") or {})
+            return InheritedState(conversation, descriptors, counts, said.get("totals") or {}, flows)
 
 
 class Predecessors:

@@ -6,11 +6,12 @@ The messages between the two are in protocol.py.
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Protocol
 
 from pylb.core.codec import to_plain
+from pylb.core.flow import FlowBatch
 from pylb.core.text import span
 from pylb.upgrade.protocol import PROTOCOL, Conversation, Refusal
 from pylb.upgrade.successor import Successor, command, launch
@@ -36,6 +37,9 @@ class OldProcess(Protocol):
 
     def descriptors(self) -> list[int]:
         """All listening sockets."""
+
+    def flows(self) -> Iterator[FlowBatch]:
+        """The flows of UDP, and a descriptor of each."""
 
     def counted(self) -> AsyncIterator[Report]:
         """What changed in the counters since the last call, in pieces."""
@@ -94,6 +98,9 @@ async def _give(old: OldProcess, successor: Successor, introduce: Callable[[int]
         fds = old.descriptors()
         for start in range(0, len(fds), MOST_FDS):
             conversation.say("listeners", fds[start : start + MOST_FDS])
+        for some, flow_fds in old.flows():
+            conversation.say("flows", flow_fds, flows=some)
+            await conversation.taken(SERVING)  # descriptors under way are counted per user (unix(7), ETOOMANYREFS)
         await send_counts(conversation, old)
         conversation.say("yours", totals=old.totals())
         await conversation.expect("serving", SERVING)

@@ -1,13 +1,14 @@
 """What one pylb passes to the next: its ports, its state, its counters; how it releases them and takes them back."""
 
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from pylb.control.registry import Registry
 from pylb.control.steps import let_loop_run
 from pylb.control.storage.store import StateLocked
 from pylb.control.tasks import Part
+from pylb.core.flow import FlowBatch
 from pylb.forward.counters import Counters
 from pylb.haproxy.runtime_socket import RuntimeSocket
 from pylb.upgrade.arriving import Predecessors
@@ -19,12 +20,18 @@ from pylb.workers.messages import ChangedCounters, CountsByListen, Report, front
 log = logging.getLogger("pylb")
 
 
-class CounterSource(Protocol):
+class TrafficSource(Protocol):
     """The engine's driver, or the fleet."""
 
     async def counters(self) -> Counters: ...
 
     def parts(self) -> Sequence[CountsByListen]: ...
+
+    def pause_flows(self) -> None: ...
+
+    def resume_flows(self) -> None: ...
+
+    def described_flows(self) -> Iterator[FlowBatch]: ...
 
 
 class StateLost(Exception):  # noqa: N818 - a condition that one line describes
@@ -40,7 +47,7 @@ class Transfer:
     def __init__(
         self,
         listeners: ListeningSockets,
-        forwarding: CounterSource,
+        forwarding: TrafficSource,
         registry: Registry,
         before: Predecessors,
         *,
@@ -64,6 +71,7 @@ class Transfer:
             for sock in self._local:
                 await sock.leave()
             await self._registry.hand_over()
+            self._forwarding.pause_flows()
         except BaseException:
             await self._serve_again()
             raise
@@ -79,6 +87,8 @@ class Transfer:
         await self._serve_again()
 
     async def _serve_again(self) -> None:
+        with self._registry.tasks.surviving(Part.UPGRADE):
+            self._forwarding.resume_flows()
         for server in self._servers:
             with self._registry.tasks.surviving(Part.UPGRADE):  # the other sockets are needed all the same
                 server.resume()
@@ -96,6 +106,10 @@ class Transfer:
     def descriptors(self) -> list[int]:
         """All listening sockets."""
         return self._listeners.all()
+
+    def flows(self) -> Iterator[FlowBatch]:
+        """The flows of UDP, and a descriptor of each."""
+        return self._forwarding.described_flows()
 
     def totals(self) -> Mapping[str, Mapping[str, int]]:
         """Like Registry.totals."""

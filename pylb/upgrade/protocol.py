@@ -4,6 +4,7 @@ The messages, each a frame (workers/channel.py) of one JSON object; they stay th
 
     new  {"say": "ready", "protocol": 1}        its code is loaded, its config is valid; it has changed nothing
     old  {"say": "listeners"} + descriptors      as often as needed; by now the state is on disk and released
+    old  {"say": "flows", "flows": [...]} + one descriptor of each   flows of UDP, whose sockets nobody reads by now
     old  {"say": "count", "count": [...]}        the counters so far, in pieces
     old  {"say": "yours", "totals": {...}}       everything has been passed on
     new  {"say": "serving"}                      its ports serve

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from socket import SocketType
 
-from pylb.core.address import ANY, Listen
+from pylb.core.address import ANY, TCP, UDP, Listen
 from pylb.forward.sockets import folded, inheritable, open_listener, share
 from pylb.host.systemd import SystemdService
 
@@ -22,7 +22,7 @@ FIRST = 3  # the first descriptor that systemd passes
 
 
 class ListeningSockets:
-    """All listening TCP sockets of this pylb, the frontends' and its own. Whoever asked for a socket owns it."""
+    """All listening sockets of this pylb, the frontends' and its own. Whoever asked for a socket owns it."""
 
     def __init__(self, systemd: SystemdService) -> None:
         self._systemd = systemd
@@ -31,7 +31,8 @@ class ListeningSockets:
         self._inherited: set[SocketType] = set()  # those that were inherited
 
     def inherit(self, descriptors: Iterable[int]) -> None:
-        """Take over listening sockets from systemd or the previous pylb. Close whatever is not a listening TCP socket."""
+        """Take over listening sockets from systemd or the previous pylb. Close whatever neither listens nor is a bound UDP
+        socket."""
         for fd in descriptors:
             try:
                 sock = SocketType(-1, -1, -1, fd)
@@ -52,8 +53,13 @@ class ListeningSockets:
         if sock is None:
             sock = open_listener(listen, freebind=freebind, shared=shared)
         else:
-            sock.setblocking(False)
-            inheritable(sock)
+            if listen.protocol == UDP:
+                from pylb.forward.datagram_sockets import prepare_listener  # noqa: PLC0415 - a pylb without UDP has none of it
+
+                prepare_listener(sock, wildcard=listen.ip in (ANY, "0.0.0.0", "::"))
+            else:
+                sock.setblocking(False)
+                inheritable(sock)
             if shared:
                 share(sock)
         self._note(listen, sock)
@@ -61,7 +67,7 @@ class ListeningSockets:
 
     def twin(self, listen: Listen) -> SocketType | None:
         """The inherited socket for IPv6 only that belongs to the one for IPv4, which is open as `*`."""
-        left = self._unclaimed.get(Listen(listen.protocol, "::", listen.port)) if listen.ip == ANY else None
+        left = self._unclaimed.get(Listen(TCP, "::", listen.port)) if listen == Listen(TCP, ANY, listen.port) else None
         if not left or not any(sock.family == socket.AF_INET for sock in self._open.get(listen, ())):
             return None
         sock = self._take(Listen(listen.protocol, "::", listen.port))
@@ -89,10 +95,7 @@ class ListeningSockets:
         """No process with a copy of the socket may accept clients there any more. Idempotent."""
         for sock in self._open.pop(listen, ()):
             self._inherited.discard(sock)
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # closed meanwhile
+            _stop(sock)
             self._systemd.unstore(_name(listen))
 
     def give_back(self, listen: Listen) -> None:
@@ -127,7 +130,7 @@ class ListeningSockets:
                 log.info("%s was inherited and is now closed: nothing uses it any more", listen)
             for sock in socks:
                 if listen not in self._open:
-                    sock.shutdown(socket.SHUT_RDWR)
+                    _stop(sock)
                 sock.close()
         self._unclaimed.clear()
 
@@ -182,16 +185,41 @@ def _came_through_exec(fd: int) -> bool:
 
 
 def _listens(sock: SocketType) -> bool:
-    if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return False
-    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    if sock.type == socket.SOCK_DGRAM:
+        return sock.proto in (0, socket.IPPROTO_UDP) and sock.getsockname()[1] != 0 and not _is_connected(sock)
+    return sock.type == socket.SOCK_STREAM and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def _is_connected(sock: SocketType) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+def _stop(sock: SocketType) -> None:
+    """No process with a copy may accept clients there any more.
+
+    Not for UDP: shutdown() of a socket that is not connected fails, and epoll reports its copies for ever. There the old
+    process stops reading before it hands a socket over.
+    """
+    if sock.type != socket.SOCK_STREAM:
+        return
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # closed meanwhile
 
 
 def _listen(sock: SocketType) -> Listen:
+    protocol = UDP if sock.type == socket.SOCK_DGRAM else TCP
     ip, port = sock.getsockname()[:2]
     if sock.family == socket.AF_INET6 and ip == "::" and not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
-        return Listen("tcp", ANY, port)
-    return Listen("tcp", folded(ip), port)
+        return Listen(protocol, ANY, port)
+    return Listen(protocol, folded(ip), port)
 
 
 def _name(listen: Listen) -> str:

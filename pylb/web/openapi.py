@@ -50,10 +50,12 @@ class Placed(_Answer):
     port: int = Field(description="of a range, its first")
     last_port: int = Field(0, description="only of a range")
     server_name: str = Field("", description="only of a route by server name")
+    protocol: Literal["tcp", "udp"] = Field("tcp", description="only of UDP")
     address: str
     target_port: int
     reachable: Literal["yes", "refused", "timeout", "unreachable", "unknown"] = Field(
-        description="the result of one connect to the target; the registration is in force either way"
+        description="the result of one connect to the target; the registration is in force either way. UDP: `refused` if an "
+        "empty datagram was refused, else mostly `unknown`"
     )
     hint: str = Field("", description="what this result usually means")
 

@@ -6,12 +6,14 @@ it looks like an engine in this process (in_process.py).
 
 import asyncio
 import logging
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pylb.core.address import Address, Listen
+from pylb.core.flow import FlowBatch
 from pylb.core.recorder import Query, SearchResult, SessionTrace, joined
 from pylb.core.session import SessionView
 from pylb.core.table import Server, Table
@@ -94,6 +96,25 @@ class Fleet:
                 cut_short = True
                 self.drain(time.monotonic())
             await asyncio.sleep(0.05)
+
+    def pause_flows(self) -> None:
+        """Each worker has its flows for itself: they do not pass to another pylb."""
+
+    def resume_flows(self) -> None:
+        """Nothing was paused."""
+
+    def described_flows(self) -> Iterator[FlowBatch]:
+        """None."""
+        return iter(())
+
+    def take_flows(self, batches: Iterable[FlowBatch]) -> None:
+        """Their clients' next datagrams begin new ones."""
+        for _, fds in batches:
+            for fd in fds:
+                os.close(fd)
+
+    def flows_taken(self) -> None:
+        """There are none."""
 
     def close(self) -> None:
         """End what still runs. Idempotent."""

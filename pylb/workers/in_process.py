@@ -7,13 +7,15 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from pylb.control.steps import in_turns
 from pylb.core.address import Address, Listen
+from pylb.core.flow import FlowBatch
 from pylb.core.recorder import Query, SearchResult, SessionTrace, joined
 from pylb.core.session import SessionView
 from pylb.core.table import Table, diff
+from pylb.core.text import counted
 from pylb.forward.counters import Counters, FrontendCounters
 from pylb.forward.engine import Engine
 from pylb.forward.timers import TICK
@@ -57,11 +59,33 @@ class InProcessEngine:
         self._engine.drain(deadline, accept=accept)
 
     async def drained(self, *, at_once: asyncio.Event) -> None:
-        """Wait until the last session has ended: by itself, at the engine's drain deadline, or when `at_once` is set."""
-        while self._engine.counters.open_sessions:
+        """Wait until the last session or flow has ended: by itself, at the drain's deadline, or when `at_once` is set."""
+        counters = self._engine.counters
+        while counters.open_sessions or counters.open_flows:
             if at_once.is_set():
                 self._engine.drain(time.monotonic())  # the next tick resets them
             await asyncio.sleep(TICK / 2)
+
+    # ------------------------------------------------------------ flows of UDP, from one pylb to the next
+
+    def pause_flows(self) -> None:
+        if (handover := self._engine.flow_handover) is not None:
+            handover.pause()
+
+    def resume_flows(self) -> None:
+        if (handover := self._engine.flow_handover) is not None:
+            handover.resume()
+
+    def described_flows(self) -> Iterator[FlowBatch]:
+        return iter(()) if (handover := self._engine.flow_handover) is None else handover.described()
+
+    def take_flows(self, batches: Iterable[FlowBatch]) -> None:
+        self._engine.take_flows(batches)
+
+    def flows_taken(self) -> None:
+        handover = self._engine.flow_handover
+        if handover is not None and (left := handover.passed.close()):
+            log.warning("%s of the previous pylb ended: their ports are not open any more", counted(left, "flow"))
 
     # ------------------------------------------------------------ the sink
 

@@ -335,7 +335,7 @@ class MainConnection:
     @property
     def is_over(self) -> bool:
         """Whether nothing remains to be done."""
-        return self.draining and not self._engine.counters.open_sessions
+        return self.draining and not (self._engine.counters.open_sessions or self._engine.counters.open_flows)
 
     def close(self) -> None:
         """Send the last messages and close."""

@@ -201,6 +201,7 @@ class Report(NamedTuple):
     bytes_spliced: int
     pipes_lent: int
     runnable: int
+    open_flows: int = 0
 
 
 class LimitUse(NamedTuple):
@@ -306,6 +307,7 @@ def report(counters: Counters, lag: float, changed: tuple[FrontendCount, ...]) -
         counters.bytes_spliced,
         counters.pipes_lent,
         counters.runnable,
+        counters.open_flows,
     )
 
 

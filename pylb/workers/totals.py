@@ -11,7 +11,7 @@ from pylb.workers.messages import PIECE, CountsByListen, FrontendCount, Report, 
 
 # Fields of Counters and Report that stay when their process is gone, and those that do not.
 _SINCE_THE_START = ("faults", "pipe_fallbacks", "bytes_spliced")
-_NOW = ("buffered", "pipes_lent", "runnable")
+_NOW = ("buffered", "pipes_lent", "runnable", "open_flows")
 
 
 class Totals:

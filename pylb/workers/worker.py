@@ -82,6 +82,7 @@ def run(channel: Channel, hello: Hello, own_dials: OwnDials) -> None:
         opener=link.open_listener,
         nofile=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         worker=hello.worker,
+        processes=hello.workers,
         own_dials=own_dials,
         recorded=hello.recorded,
     )

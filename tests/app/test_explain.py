@@ -17,7 +17,7 @@ from pylb.app.descriptors import budget
 from pylb.cli import doctor
 from pylb.config import load
 from pylb.host.machine import listeners_of
-from tests.app.instance import Instance
+from tests.app.instance import SECRET, Instance
 from tests.support.certificate import self_signed
 from tests.support.ports import free_port
 from tests.support.waiting import eventually
@@ -298,6 +298,23 @@ def test_a_frontend_inside_the_ephemeral_range_is_named_with_the_sysctl(tmp_path
     web = {"name": "web", "listen": f"*:{low + 7}", "servers": ["192.0.2.7:30443"]}
     found = findings(tmp_path, frontends=[web])["ephemeral ports"]
     assert (found.ok, f"ip_local_reserved_ports={low + 7}" in found.remedy) == (False, True)
+
+
+def test_limits_that_cut_the_buffers_of_udp_are_named_where_there_is_udp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "NET", tmp_path)
+    (tmp_path / "core").mkdir()
+    for name, value in (("rmem_max", 212_992), ("wmem_max", 4_194_304)):
+        (tmp_path / "core" / name).write_text(f"{value}\n")
+    stun = {"name": "stun", "listen": "*:3478/udp", "servers": ["192.0.2.7:30478"]}
+    found = findings(tmp_path, frontends=[stun])["UDP buffers"]
+    assert (found.ok, found.remedy) == (False, "sysctl -w net.core.rmem_max=4194304")
+    assert "net.core.rmem_max 212,992, net.core.wmem_max 4,194,304: bursts of more are dropped" in found.found
+    (tmp_path / "core" / "rmem_max").write_text("4194304")
+    web = {"name": "web", "secret": SECRET, "ports": ["443/udp"]}
+    assert findings(tmp_path, tokens=[web])["UDP buffers"].ok
+    assert "UDP buffers" not in findings(tmp_path)
 
 
 def test_a_port_that_another_program_has_is_named_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

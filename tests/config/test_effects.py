@@ -50,6 +50,11 @@ OTHER = {
     "proxy_protocol.send": "v1", "proxy_protocol.crc32c": True, "proxy_protocol.unique_id": True,
     "proxy_protocol.pass_tlvs": True, "proxy_protocol.accept_from": ["192.0.2.0/24"], "proxy_protocol.accept_timeout": "9s",
     "bind": "192.0.2.1", "resolve_interval": "9s",
+    "timeouts.udp_idle": "9s", "proxy_protocol.each": True, "requests": 9, "responses": 1,
+}  # fmt: skip
+# Keys that only a frontend of UDP may have (test_udp.py), and what they need beside that.
+OF_UDP: dict[str, dict[str, Any]] = {
+    "timeouts.udp_idle": {}, "requests": {}, "responses": {}, "proxy_protocol.each": {"proxy_protocol": {"send": "v2"}},
 }  # fmt: skip
 # What a key needs beside it, else it is refused (test_without_effect.py).
 WITH: dict[str, dict[str, Any]] = {
@@ -161,7 +166,7 @@ def test_every_key_is_named_here_and_no_other_one() -> None:
         *OF_ALL,
         *(f"defaults.{key}" for key in OTHER),
         *(f"frontends.{key}" for key in of_frontends),
-        *(f"frontends.{key}" for key in ("name", "listen", "names")),
+        *(f"frontends.{key}" for key in ("name", "listen", "names", "protocol")),
         *(f"frontends.routes.{key}" for key in OF_ROUTES if key != "servers"),
         *(f"frontends.routes.servers.{key}" for key in OF_SERVERS),
         *(f"frontends.servers.{key}" for key in OF_SERVERS),
@@ -226,6 +231,7 @@ WRITTEN = [
     ("frontends", "names", "allowed"),
     ("frontends", "name", "other"),
     ("frontends", "listen", "*:444"),
+    ("frontends", "protocol", "udp"),
     ("frontends", "registrations", "any"),
 ]
 
@@ -233,6 +239,8 @@ WRITTEN = [
 @pytest.mark.parametrize(("section", "key", "value"), WRITTEN, ids=lambda value: value if isinstance(value, str) else "")
 def test_every_key_changes_what_control_and_engine_are_given(section: str, key: str, value: object) -> None:
     beside = {} if section in ("defaults", "routes") and key == "timeouts.hello" else WITH.get(key, {})
+    if section == "frontends" and key in OF_UDP:
+        beside = {"protocol": "udp"} | OF_UDP[key]
     before = given(section, beside)
     assert given(section, merged(beside, at(key, value))) != before
 

@@ -58,7 +58,7 @@ NO_REACH = {
     MemberBody: {"instance", "weight"},
     Member: {"instance", "weight"},
     # `port` is listened on; a PROXY header is bytes; a server name is compared
-    FrontendBody: {"port", "proxy_protocol", "weight", "backup", "server_names", "names"},
+    FrontendBody: {"port", "protocol", "proxy_protocol", "weight", "backup", "server_names", "names"},
     LegacyCall: {"action", "port", "name", "send_proxy", "address_note"},
     ImportedServer: {"port", "name", "send_proxy"},
     # `target_ports` of a token are numbers of both protocols; whether it may use UDP at all, its `ports` say

@@ -14,9 +14,10 @@ from pylb.core.compose import ServerStates, compose_frontend
 from pylb.core.errors import Code, Refused
 from pylb.core.loops import loop
 from pylb.core.ownership import become, settle
-from pylb.core.policy import Bounds, Policy, Timeouts
+from pylb.core.policy import Bounds, Policy, Rules, Timeouts
 from pylb.core.registration import SET, FrontendRequest, Key, Registration, State, parse_sequence, parse_set
 from pylb.core.server_set import MOST_SERVERS, NO_TERMS, Member, Terms, parse_access, written_access
+from pylb.core.static_rules import StaticRules
 from tests.core.claiming import FREE, A, B, C, at, enter, having, native, on, refused, static, static_rules
 
 HTTPS = on(443)
@@ -239,6 +240,15 @@ def test_a_route_that_a_set_opened_has_its_idle_timeout_unless_its_port_is_in_th
         made = compose_frontend(having(one, static_rules=layout), layout, ServerStates(), route)
         assert made is not None
         assert made.policy.timeouts.idle == idle
+
+
+def test_the_idle_time_of_a_set_is_that_of_its_flows_too_on_top_of_what_udp_inherits() -> None:
+    one = servers(A, terms=Terms(AccessList(), 7200.0))
+    one = replace(one, wanted=tuple(replace(item, protocol="udp") for item in one.wanted))
+    rules = StaticRules(Rules(defaults=Policy(max_queue=9)))
+    made = compose_frontend(having(one, static_rules=rules), rules, ServerStates(), HTTPS._replace(protocol="udp"))
+    assert made is not None
+    assert (made.policy.timeouts.udp_idle, made.policy.max_queue) == (7200.0, 0)
 
 
 def test_no_terms_are_the_operators_own_policy() -> None:

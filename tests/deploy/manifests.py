@@ -116,7 +116,8 @@ def header(file: Path) -> str:
 def token_command(folder: str) -> tuple[str, list[int]]:
     """(name, ports) of the `pylb token create` that a folder's header shows."""
     for file in sorted((ROOT / folder).glob("*.yaml")):
-        match = re.search(r"^ *pylb token create (\S+) --ports ([0-9,]+) -c /etc/pylb/pylb.yaml$", header(file), re.MULTILINE)
+        shown = r"^ *pylb token create (\S+) --ports ([0-9,/udp]+) -c /etc/pylb/pylb.yaml$"
+        match = re.search(shown, header(file), re.MULTILINE)
         if match:
-            return match[1], [int(port) for port in match[2].split(",")]
+            return match[1], [int(port.removesuffix("/udp")) for port in match[2].split(",")]
     raise LookupError(f"{folder}: no header shows how to make the token")

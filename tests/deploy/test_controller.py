@@ -102,7 +102,7 @@ APPS = ("mosquitto", "traefik", "unifi")
 
 
 def without_phonehome(app: str) -> list[Any]:
-    """The files of an app with a sidecar, and what they would be without it."""
+    """The files of an app with a sidecar, and what they would be without it. The controller opens ports of TCP only."""
     found = [copy.deepcopy(document) for name in ("base", "deployment") for document in read_file(ROOT / app / f"{name}.yaml")]
     for document in found:
         spec = document.get("spec", {})
@@ -110,8 +110,11 @@ def without_phonehome(app: str) -> list[Any]:
             pod = spec["template"]["spec"]
             del pod["initContainers"]
             pod["volumes"] = [one for one in pod["volumes"] if one["name"] not in ("phonehome", "pylb-token")]
+            for container in pod["containers"]:
+                container["ports"] = [port for port in container["ports"] if port.get("protocol") != "UDP"]
         if spec.get("type") == "NodePort":
             spec.update(type="LoadBalancer", loadBalancerClass="pylb.io/pylb")
+            spec["ports"] = [port for port in spec["ports"] if port["protocol"] != "UDP"]
             for port in spec["ports"]:
                 del port["nodePort"]
     return [document for document in found if document["kind"] != "Secret"]

@@ -87,7 +87,7 @@ def test_a_call_that_fails_costs_one_flow_or_one_datagram(drive: DatagramDrive, 
     listen = drive.serve_udp(server)
     flows = drive.engine._flows
     assert flows is not None
-    flows.ports._epoll = flows._homes._epoll = SickEpoll(drive.engine._epoll)  # type: ignore[assignment]
+    flows.ports._epoll = flows.homes._epoll = SickEpoll(drive.engine._epoll)  # type: ignore[assignment]
     old, new, train = (drive.client(listen) for _ in range(3))
     drive.exchange(old, server)
     armed[:] = [(call, code)]

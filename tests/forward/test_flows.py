@@ -443,7 +443,7 @@ def test_a_fault_ends_one_flow_with_code_i_and_the_others_go_on(drive: DatagramD
             raise RuntimeError("a fault of the test")
 
     with monkeypatch.context() as patched:
-        patched.setattr(drive.engine._flows._homes, "is_lost", fail)
+        patched.setattr(drive.engine._flows.homes, "is_lost", fail)
         bad.send(b"x")
         good.send(b"y")
         drive.settle()
@@ -452,6 +452,34 @@ def test_a_fault_ends_one_flow_with_code_i_and_the_others_go_on(drive: DatagramD
     assert drive.faults == ["RuntimeError('a fault of the test')"]
     drive.faults.clear()
     drive.exchange(bad, server)
+    assert drive.balances(listen)
+
+
+def test_a_fault_while_a_refused_datagram_is_sent_again_ends_that_flow_alone(
+    drive: DatagramDrive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listen = drive.serve_udp(Server("a", drive.nobody_there()))
+    client, other = drive.client(listen), drive.client(listen)
+    assert drive.engine._flows is not None
+    rehome = drive.engine._flows.rehome
+
+    def fail(flow: Flow) -> None:
+        if flow.server is not None:
+            raise RuntimeError("a fault of the test")
+        rehome(flow)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(drive.engine._flows, "rehome", fail)
+        client.send(b"refused")
+        client.send(b"again")  # the kernel reports the refusal in place of sending it
+        other.send(b"x")
+        drive.engine.on_ready()
+    assert codes(drive) == ["ID"]
+    assert drive.dropped(listen)["fault"] == 1
+    assert drive.faults == ["RuntimeError('a fault of the test')"]
+    drive.faults.clear()
+    [flow] = drive.flows()
+    assert flow.client == other.sock.getsockname()  # its port was not left alone for a while
     assert drive.balances(listen)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pylb.core.address import Address, Listen
+from pylb.core.access import AccessList, AccessRule
+from pylb.core.address import Address, Listen, parse_network
 from pylb.core.policy import Balance, Policy, SourceLimits
 from pylb.core.table import Server
 from tests.support.drive import Drive, Peer
@@ -48,6 +49,15 @@ def test_each_port_goes_to_its_own_port_of_the_server_and_all_count_as_one_front
     drive.engine.shutdown_sessions(listen, server.address)
     drive.pass_time(0.2)
     assert sorted(record.listen_port for record in drive.records) == list(listen.ports)  # the one that was called
+
+
+def test_a_client_that_is_refused_is_recorded_with_the_port_that_it_called(drive: Drive) -> None:
+    nobody = AccessList((AccessRule(allow=False, network=parse_network("127.0.0.0/8")),))
+    listen = serving(drive, Server("a", Address("127.0.0.1", 9)), policy=Policy(access=nobody))
+    for step in range(WIDTH):
+        drive.connect(on_port(listen, step))
+    drive.run_until(lambda: len(drive.records) == WIDTH)
+    assert [(record.code, record.listen_port) for record in drive.records] == [("PR", port) for port in listen.ports]
 
 
 def test_all_ports_may_go_to_one_port(drive: Drive) -> None:

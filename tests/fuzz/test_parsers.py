@@ -86,6 +86,7 @@ ELSEWHERE = {
     "pylb.config.etcd": "endpoints, after the line `values`",
     "phonehome.drain_socket": "the other end knows the token of this phone-home",
     "pylb.cli.demo": "its own phone-homes and its own echo server",
+    "pylb.forward.datagram_sockets": "what the kernel says of a datagram; tests/forward/test_any_datagrams.py",
     "pylb.forward.sockets": "what the kernel says of a socket",
     "pylb.cli.install": "what pip wrote of this very installation",
     "pylb.web.control_client": "the answer of the running pylb, on a socket that only its user and root can make",

@@ -22,7 +22,7 @@ from pylb.core.auth import Caller
 from pylb.core.errors import Code
 from pylb.core.policy import Policy, Rules, SourceLimits, StaticFrontend, StaticServer
 from pylb.core.registration import Announcement, FrontendRequest
-from pylb.forward.counters import Counters, FrontendCounters, ServerCounters
+from pylb.forward.counters import DROPS, Counters, DatagramCounters, FrontendCounters, ServerCounters
 from pylb.metrics import collector
 from pylb.metrics.collector import Metrics
 from pylb.metrics.exposition import TEXT, Format, written
@@ -187,6 +187,29 @@ async def test_the_engines_numbers_come_out_with_their_labels(tmp_path: Path) ->
         assert value(found, "pylb_connect_duration_seconds_count", frontend="mqtt") == 3
         assert abs(value(found, "pylb_connect_duration_seconds_sum", frontend="mqtt") - 99.0034) < 1e-9
         assert value(found, "pylb_session_duration_seconds_count", frontend="mqtt") == 1
+
+
+async def test_datagrams_are_counted_only_where_there_is_a_frontend_of_udp(tmp_path: Path) -> None:
+    async with running(tmp_path) as control:
+        frontends = control.engine.counters.frontends
+        frontends[Listen("tcp", "*", 443)] = busy_frontend("web")
+        found = samples(await scraped(metrics_of(control)))
+        assert not [name for name in found if "datagram" in name or "flow" in name]
+        for port in (443, 444):
+            frontends[Listen("udp", "*", port)] = one = busy_frontend("quic")
+            one.datagrams = DatagramCounters()
+            one.datagrams.relayed_in, one.datagrams.relayed_out, one.datagrams.rehomed = 9, 8, 1
+            one.datagrams.dropped.update({"kernel": 3})
+        control.engine.counters.open_flows = 4
+        found = samples(await scraped(metrics_of(control)))
+        assert value(found, "pylb_datagrams_total", frontend="quic", direction="in") == 18
+        assert value(found, "pylb_datagrams_total", frontend="quic", direction="out") == 16
+        assert value(found, "pylb_datagrams_dropped_total", frontend="quic", reason="kernel") == 6
+        assert value(found, "pylb_datagrams_dropped_total", frontend="quic", reason="limit") == 0  # before it happens
+        assert len(found["pylb_datagrams_dropped_total"]) == len(DROPS)
+        assert value(found, "pylb_flows_rehomed_total", frontend="quic") == 2
+        assert value(found, "pylb_flows") == 4
+        assert value(found, "pylb_frontend_sessions", frontend="quic") == 4
 
 
 async def test_frontends_of_one_name_are_one_series_and_removed_ones_disappear(tmp_path: Path) -> None:

@@ -40,6 +40,21 @@ def test_all_ports_go_into_one_registration() -> None:
     }
 
 
+def test_a_port_of_udp_and_a_range_go_into_it_too_and_are_named_as_they_are_written() -> None:
+    request = registration(settings_for(PYLB_FRONTENDS="443/udp:30443 20000-20099:30000-30099"), READY)
+    assert json.loads(request.body or b"")["frontends"] == [
+        {"port": 443, "target_port": 30443, "protocol": "udp"},
+        {"port": "20000-20099", "target_port": "30000-30099"},
+    ]
+    placed = [
+        {"port": 443, "protocol": "udp", "address": "192.0.2.7", "target_port": 30443, "reachable": "unknown"},
+        {"port": 20000, "last_port": 20099, "address": "192.0.2.7", "target_port": 30000, "reachable": "unknown"},
+    ]
+    answer = read(Reply(200, {}, json.dumps({"result": "created", "frontends": placed}).encode()), 0.0, "token")
+    assert isinstance(answer, Accepted)
+    assert [one.text for one in answer.frontends] == ["443/udp", "20000-20099"]
+
+
 @pytest.mark.parametrize(
     ("address", "wire"), [("source", None), ("source4", None), ("source6", None), ("192.0.2.7", "192.0.2.7")]
 )

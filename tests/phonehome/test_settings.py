@@ -114,6 +114,11 @@ def test_an_empty_environment_names_what_is_missing() -> None:
     [
         ("443:30443", Frontend(443, 30443)),
         ("25:30025/proxy=v2", Frontend(25, 30025, "v2")),
+        ("443/udp:30443", Frontend(443, 30443, protocol="udp")),
+        ("443/tcp:30443/backup", Frontend(443, 30443, backup=True)),
+        ("443/udp:30443/proxy=v2,weight=3", Frontend(443, 30443, "v2", 3, protocol="udp")),
+        ("20000-20099:30000-30099", Frontend(20000, 30000, last=20099, target_last=30099)),
+        ("20000-20099/udp:30000", Frontend(20000, 30000, protocol="udp", last=20099)),
         ("25:30025/proxy=v1/weight=3/backup", Frontend(25, 30025, "v1", 3, True)),
         ("443:30443/names=a.net+*.b.net", Frontend(443, 30443, server_names=("a.net", "*.b.net"))),
         ("443:30443/names=allowed", Frontend(443, 30443, allows_names=True)),
@@ -138,11 +143,30 @@ def test_a_frontend_is_a_pair_of_ports_with_options(text: str, frontend: Fronten
         "443:30443/weight=0",
         "443:30443/weight=257",
         "443:1,80:2",
+        "443/sctp:30443",
+        "443:30443/udp",
+        "20-10:30-20",
+        "10-20:30-41",
+        "10:30-40",
         "4\u0663:1",
     ],
 )
 def test_a_malformed_frontend_is_refused(text: str) -> None:
     assert any(line.startswith("PYLB_FRONTENDS: ") for line in problems({**ENVIRON, "PYLB_FRONTENDS": text}))
+
+
+def test_a_protocol_in_the_wrong_place_is_shown_in_the_right_one() -> None:
+    [problem] = problems({**ENVIRON, "PYLB_FRONTENDS": "443:30443/udp"})
+    assert "the protocol stands behind the first port: 443/udp:30443" in problem
+
+
+def test_a_port_may_be_there_once_for_each_protocol_and_a_check_may_be_for_one_of_them() -> None:
+    both = {**ENVIRON, "PYLB_FRONTENDS": "443:30443 443/udp:30443", "PYLB_HEALTH": '{"443/udp": {"port": 10256}}'}
+    assert [frontend.health for frontend in read(both).frontends] == [None, {"port": 10256}]
+    [problem] = problems({**ENVIRON, "PYLB_FRONTENDS": "10-20/udp:30000 15/udp:30015"})
+    assert problem.startswith("PYLB_FRONTENDS: port 15/udp is listed twice")
+    [problem] = problems({**both, "PYLB_HEALTH": '{"53/udp": "tcp"}'})
+    assert problem.startswith("PYLB_HEALTH: port 53/udp is not in PYLB_FRONTENDS")
 
 
 @given(

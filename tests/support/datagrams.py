@@ -146,7 +146,7 @@ class DatagramDrive(Drive):
             assert not flows.groups
             assert not flows.ports.by_listen
             assert not self.engine._udp_by_fd
-            assert not flows._homes.own
+            assert not flows.homes.own
         assert self.engine.counters.open_flows == 0
         for counters in self._counters.values():
             assert counters.sessions == 0

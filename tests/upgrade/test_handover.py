@@ -4,7 +4,7 @@ import asyncio
 import socket
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from subprocess import Popen
 from typing import cast
@@ -13,6 +13,7 @@ import pytest
 
 from pylb.cli.main import UPGRADE_SECONDS
 from pylb.core.address import Listen
+from pylb.core.flow import FlowBatch
 from pylb.forward.counters import Counters, FrontendCounters
 from pylb.upgrade.handover import INTRODUCED, READY, SERVING, OldProcess, hand_over, report_to, send_last_counts
 from pylb.upgrade.protocol import PROTOCOL, Conversation, Refusal, report_of
@@ -108,6 +109,9 @@ class Ready:
 
     def descriptors(self) -> list[int]:
         return []
+
+    def flows(self) -> Iterator[FlowBatch]:
+        return iter(())
 
     async def counted(self) -> AsyncIterator[Report]:
         yield report(Counters(1), 0.0, ())

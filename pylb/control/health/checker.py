@@ -15,6 +15,7 @@ from pylb.control.health.schedule import ProbeSchedule
 from pylb.control.steps import in_turns
 from pylb.core.address import Address, Listen
 from pylb.core.health import (
+    PASSED,
     UP,
     YES,
     Health,
@@ -254,7 +255,7 @@ class Checker:
                 known.last_asked = began
                 frontend = self.table.frontends.get(key[0])
                 if frontend is not None:
-                    self._learn(frontend, known, None if found == YES else found, probe=True)
+                    self._learn(frontend, known, None if found in PASSED else found, probe=True)
         if proves and (of_address := self.health_records.addresses.get(address)) is not None and of_address.frontends:
             text = f"server {address} has answered for the first time"
             self._on_change(list(of_address.frontends), "server_proven", text, {"address": str(address)})
@@ -301,7 +302,7 @@ class Checker:
             if known.again_at < inf:
                 known.again_at = now + AGAIN * self._jitter()
             known.dials = checked(known.dials, found, now - began)
-        if found != YES and not dialled:
+        if found not in PASSED and not dialled:
             return found, False  # whoever passes a check has answered; a wrong answer is not a refusal
         known.last_check = (now, found)
         proof = prove(known.proof, found, self.defaults, now, jitter=self._jitter())

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pylb.control.health.prober import Ask, ProbeRequest, probe_request
 from pylb.control.publisher import FRONTENDS
 from pylb.control.steps import in_turns
-from pylb.core.health import OURS, YES
+from pylb.core.health import OURS, PASSED
 from pylb.core.policy import CONNECT, AdminState, HealthMode
 from pylb.core.table import DOWN, Frontend, Server
 from pylb.core.table_diff import ChangeKind, ChangeLine
@@ -36,7 +36,7 @@ async def failing(frontends: Iterable[Frontend], ask: Ask) -> list[ChangeLine]:
         _line(frontend, server, found)
         for places, found in both
         for frontend, server in places
-        if found != YES and found not in OURS
+        if found not in PASSED and found not in OURS
     ]
 
 

@@ -11,12 +11,16 @@ import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from pylb.core.address import Address
+from pylb.core.address import UDP, Address
 from pylb.core.connect_failures import RESOURCE, failure_name
-from pylb.core.health import MOST_ANSWER, SILENT, YES, conversation, judge
+from pylb.core.health import MOST_ANSWER, NO_OBJECTION, SILENT, YES, conversation, judge
 from pylb.core.policy import CONNECT, Check, ProxyProtocol, Step
 from pylb.core.proxy_protocol import local_header
 from pylb.core.table import Frontend, Server
+
+# linux/in.h, linux/in6.h; the socket module has no names for them
+_IP_RECVERR, _IPV6_RECVERR = 11, 25
+OBJECTION = 0.5  # seconds for an ICMP message to come back: to a server that says nothing to a datagram
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +56,13 @@ Ask = Callable[[ProbeRequest], Awaitable[str]]
 
 
 async def ask(question: ProbeRequest) -> str:
-    """ "yes", "refused", "timeout", "unreachable", "wrong answer: …", or "resource" if the fault is pylb's."""
+    """ "yes", "refused", "timeout", "unreachable", "wrong answer: …", or "resource" if the fault is pylb's.
+
+    Over UDP also "unknown": nobody refused the datagram, and no answer was asked for.
+    """
     target = question.target
+    if target.protocol == UDP:
+        return await _ask_by_datagrams(question)
     so_far: list[str] = []
     family = socket.AF_INET6 if target.is_ipv6 else socket.AF_INET
     try:
@@ -69,6 +78,53 @@ async def ask(question: ProbeRequest) -> str:
         return so_far[0] if so_far else SILENT
     except OSError as error:  # no socket available: nothing is known about the target, it is asked again later
         return RESOURCE if error.errno is None else failure_name(error.errno)
+
+
+async def _ask_by_datagrams(question: ProbeRequest) -> str:
+    """Each step is a datagram; a mere connect sends an empty one, which only a machine without the port refuses (ICMP)."""
+    target = question.target
+    family, level, option = (
+        (socket.AF_INET6, socket.IPPROTO_IPV6, _IPV6_RECVERR)
+        if target.is_ipv6
+        else (socket.AF_INET, socket.IPPROTO_IP, _IP_RECVERR)
+    )
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock, select.epoll(1) as epoll:
+            sock.setsockopt(level, option, 1)  # else a machine that is gone (EHOSTUNREACH) says nothing
+            epoll.register(sock, 0)
+            async with asyncio.timeout(question.timeout):
+                sock.connect((target.ip, target.port))
+                return await _converse_by_datagrams(epoll, sock, question)
+    except TimeoutError:
+        return SILENT
+    except OSError as error:
+        return RESOURCE if error.errno is None else failure_name(error.errno)
+
+
+async def _converse_by_datagrams(epoll: select.epoll, sock: socket.socket, question: ProbeRequest) -> str:
+    """Raises OSError: an ICMP message came back."""
+    check, hello, answer, answered = question.check, question.hello, b"", False
+    for step in conversation(check, question.target) or (Step(),):
+        if step.send or hello or not step.expect:
+            sock.send(hello + step.send)
+        hello = b""
+        verdict, answer = judge(check, step, answer, ended=False)
+        while verdict is None:
+            await _ready(epoll, sock, select.EPOLLIN)
+            answer += sock.recv(MOST_ANSWER)
+            answered = True
+            verdict, answer = judge(check, step, answer, ended=len(answer) >= MOST_ANSWER)
+        if verdict != YES:
+            return verdict
+    if answered:
+        return YES
+    try:
+        async with asyncio.timeout(min(OBJECTION, question.timeout / 2)):
+            await _ready(epoll, sock, select.EPOLLIN)
+    except TimeoutError:
+        return NO_OBJECTION
+    sock.recv(MOST_ANSWER)
+    return YES
 
 
 def at_most(count: int) -> Ask:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from pylb.control.health.prober import ProbeRequest
 from pylb.core.address import Address, Listen
 from pylb.core.compose import ServerStates
-from pylb.core.health import PROVEN, SILENT, UNRECORDED, YES, Health, HealthStats, Reachability, turned
+from pylb.core.health import PASSED, PROVEN, SILENT, UNRECORDED, Health, HealthStats, Reachability, turned
 from pylb.core.operator_overrides import Overrides, ServerKey
 from pylb.core.persistent_map import PersistentMap
 from pylb.core.policy import AdminState
@@ -24,9 +24,9 @@ from pylb.core.table import Server
 class ProbeResult(NamedTuple):
     """An address's last answer to any connect: a dial, a check of its own port, a client's session."""
 
-    found: str  # YES, or why not
+    found: str  # of PASSED, or why not
     at: float
-    accepted_at: float  # time of the last YES; -inf: never
+    accepted_at: float  # time of the last that passed; -inf: never
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ class AddressRecord:
 
     def connected(self, found: str, now: float) -> None:
         """Note the outcome of any connect."""
-        accepted = now if found == YES else self.answer.accepted_at if self.answer else -inf
+        accepted = now if found in PASSED else self.answer.accepted_at if self.answer else -inf
         self.answer = ProbeResult(found, now, accepted)
 
 

@@ -12,8 +12,8 @@ STEPS, REFUSE, METHOD = "check in steps", "when_all_down", "check with a method"
 RANGES = "ranges"
 SETS = "servers on several machines"
 NAMES = "names"  # a route by server name: without that word an older pylb would send it all clients of the port
-KNOWN_NEEDS = frozenset({STEPS, REFUSE, METHOD, RANGES, SETS, NAMES})
-DATAGRAMS = "udp"  # not served yet, see docs/udp.md: an entry that needs it is kept for the version that does
+DATAGRAMS = "udp"
+KNOWN_NEEDS = frozenset({STEPS, REFUSE, METHOD, RANGES, SETS, NAMES, DATAGRAMS})
 
 
 def needs_of(one: Registration) -> list[str]:
