@@ -19,6 +19,7 @@ from bench import (
     bulk_latency,
     charts,
     compare,
+    datagrams,
     endings,
     letters,
     load,
@@ -54,6 +55,7 @@ VERBS = {
     "recorder": recorder.main,
     "scale": scale.main,
     "scrape": scrape.main,
+    "udp": datagrams.main,
     "workers": workers.main,
 }
 DEFAULT_TARGETS = ("direct", "pylb", "floor", "haproxy", "haproxy2", "nginx")
@@ -74,6 +76,7 @@ EXAMPLES = """examples:
   python -m bench recorder           what the flight recorder costs a short connection
   python -m bench scale              what control costs with 10,000 registrations, in parts and in a pylb that runs
   python -m bench scrape             how long a scrape of 1,000 frontends takes, and holds the loop
+  python -m bench udp                datagrams through pylb and nginx stream: round trips, trains, new flows, memory
   python -m bench workers            start and memory of workers, and what a busy main process does to the p99
   python -m bench --scenarios connections,keepalive --targets pylb,pylb-all,haproxy   what all features together cost
   python -m bench endings            what clients and servers get to see through each proxy when streams end
