@@ -7,7 +7,7 @@ every session's descriptors are in use, and the other way round.
 from typing import NamedTuple
 
 from pylb.config import Config
-from pylb.forward.engine import connection_limit
+from pylb.forward.listener import connection_limit
 from pylb.web.unix import MOST_CLIENTS
 
 FILES = 64  # standard ones, loops, logs, the state and its folder, name look-ups, and what is about to be closed

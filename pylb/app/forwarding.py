@@ -14,7 +14,9 @@ from pylb.app.settings import Settings
 from pylb.control.desired_state import Sink
 from pylb.core.flow import FlowBatch
 from pylb.forward.counters import Counters
-from pylb.forward.engine import MAX_BUFFERED, Engine, connection_limit, pipe_limit
+from pylb.forward.engine import MAX_BUFFERED, Engine
+from pylb.forward.listener import connection_limit
+from pylb.forward.pipes import pipe_limit
 from pylb.upgrade.sockets import ListeningSockets
 from pylb.workers.archive import CodeArchive
 from pylb.workers.fleet import Fleet, FleetObserver

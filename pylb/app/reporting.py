@@ -18,7 +18,7 @@ from pylb.config import Config
 from pylb.control.event_log import Event
 from pylb.control.registry import Registry
 from pylb.control.tasks import Part
-from pylb.forward.engine import pipe_limit
+from pylb.forward.pipes import pipe_limit
 from pylb.haproxy.info import Facts
 from pylb.haproxy.rates import Rates
 from pylb.haproxy.view import View

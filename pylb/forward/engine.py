@@ -18,26 +18,25 @@ from typing import TYPE_CHECKING
 
 from pylb.core.address import TCP, UDP, Address, Listen
 from pylb.core.flow import FlowBatch
-from pylb.core.policy import AdminState, OnDown
 from pylb.core.recorder import SCAN, Coverage, Query, Recorder, SessionTrace, first_number, trace_of
 from pylb.core.session import Cause, Event, Observer, SessionView
-from pylb.core.table import DOWN, Frontend, Server, Table, diff, differing
+from pylb.core.table import Frontend, Table, diff, differing
 from pylb.forward.accounts import Accounts
 from pylb.forward.counters import Counters
 from pylb.forward.faults import Faults, Report
 from pylb.forward.lifecycle import Lifecycle
-from pylb.forward.listener import ListeningPort, ListeningPorts
+from pylb.forward.listener import RESERVE, ListeningPort, ListeningPorts, connection_limit
 from pylb.forward.live import view
 from pylb.forward.live_sessions import LiveSessions
 from pylb.forward.own_dials import OwnDials
-from pylb.forward.pipes import Pipes
+from pylb.forward.pipes import PIPES, Pipes
 from pylb.forward.relay import Relay
 from pylb.forward.routes import Routes
 from pylb.forward.run_queue import BUDGET, EVENT, RunQueue
-from pylb.forward.session import FrontendState, Half, ServerState
+from pylb.forward.session import FrontendState, Half
 from pylb.forward.shared_limits import OtherProcesses
 from pylb.forward.sockets import Opener, open_each, open_listener
-from pylb.forward.timers import DRAIN_RATE, LONGEST_PERIOD, RESET_RATE, Timers
+from pylb.forward.timers import LONGEST_PERIOD, RESET_RATE, Timers
 from pylb.forward.watched import Watched
 
 if TYPE_CHECKING:
@@ -49,17 +48,6 @@ if TYPE_CHECKING:
 EVENTS = 64  # per poll; later ones come first in the next poll, because the kernel's list is in order (epoll(7))
 MAX_BUFFERED = 256 << 20  # bytes
 RAMP_STEP = 1.0  # seconds between two steps of a slow start
-PIPES = 512  # most pipes lent at a time
-RESERVE = 192  # descriptors that a process which only forwards needs besides its sessions (else see pylb.app.descriptors)
-
-
-def connection_limit(nofile: int, listeners: int = 0, reserve: int = RESERVE) -> int:
-    """Sessions that fit under RLIMIT_NOFILE: two sockets each, after the pipes, the reserve and the listeners."""
-    return max(1, (nofile - reserve - 2 * pipe_limit(nofile) - listeners) // 2)
-
-
-def pipe_limit(nofile: int) -> int:
-    return min(PIPES, nofile // 16)
 
 
 def _no_twin(_listen: Listen) -> SocketType | None:
@@ -76,8 +64,7 @@ class Engine:
     what was sent to it, although its window is open (the kernel itself takes about 15 minutes, tcp_retries2 in tcp(7)).
     `nofile`: the process's limit of descriptors. Each listener takes one from the sessions, and `reserve` are for other
     things. 0: no such limit. `worker`: this worker's number, part of its sessions' ids. `processes`: how many share the local
-    ports that flows take. `own_dials`: shared with the other
-    workers. `recorded`: how many ended sessions are remembered; 0: none.
+    ports that flows take. `own_dials`: shared with the other workers. `recorded`: how many ended sessions are remembered.
     """
 
     def __init__(
@@ -417,22 +404,12 @@ class Engine:
     def _change(self, state: FrontendState, new: Frontend) -> None:
         self._life.dialer.know(*differing(state.frontend.servers, new.servers))
         for server, before in state.update(new):
-            self._apply_state(state, server, before)
+            self._timers.state_changed(state, server, before, self._clock())
         if state.ramping:
             self._ramping[state] = None
         self._life.dialer.make_room(state)
         for port in self._ports.of(new.listen):
             self._ports.serve(port, state)
-
-    def _apply_state(self, frontend: FrontendState, server: ServerState, before: Server) -> None:
-        """Apply what a server's new state means for its live sessions. A change by itself means nothing for them."""
-        after, policy, now = server.server, frontend.frontend.policy, self._clock()
-        if after.rank == DOWN != before.rank and policy.on_down is OnDown.CLOSE:
-            self._timers.evict(server, Cause.DOWN, now, RESET_RATE)
-        if after.admin is AdminState.DRAIN is not before.admin:
-            self._timers.evict(server, Cause.KILLED, now + policy.timeouts.drain, DRAIN_RATE)
-        elif before.admin is AdminState.DRAIN is not after.admin:
-            self._timers.spare(server)
 
     def _regroup(self, state: FrontendState, *, removed: bool) -> bool:
         """True: the frontend's live sessions have to move to another sweep group."""

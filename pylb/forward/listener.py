@@ -12,12 +12,19 @@ from socket import AF_INET6, SOCK_STREAM, SocketType
 from pylb.core.address import Listen
 from pylb.forward.counters import Counters
 from pylb.forward.faults import Faults
+from pylb.forward.pipes import pipe_limit
 from pylb.forward.run_queue import ACCEPT, RunQueue
 from pylb.forward.session import FrontendState
 from pylb.forward.sockets import Opener, backlog, close
 
 GUARANTEED = 16  # sessions that a frontend has for itself
 BATCH = 8  # accepts in a row, then other work gets its turn
+RESERVE = 192  # descriptors that a process which only forwards needs besides its sessions (else see pylb.app.descriptors)
+
+
+def connection_limit(nofile: int, listeners: int = 0, reserve: int = RESERVE) -> int:
+    """Sessions that fit under RLIMIT_NOFILE: two sockets each, after the pipes, the reserve and the listeners."""
+    return max(1, (nofile - reserve - 2 * pipe_limit(nofile) - listeners) // 2)
 
 
 class AcceptResult(Enum):

@@ -7,6 +7,12 @@ import os
 from fcntl import F_SETPIPE_SZ, fcntl
 
 SIZE = 256 * 1024  # bytes asked for; the kernel counts in pages of 4 KiB
+PIPES = 512  # most pipes lent at a time
+
+
+def pipe_limit(nofile: int) -> int:
+    """Pipes at a time under RLIMIT_NOFILE: they take an eighth of it at most."""
+    return min(PIPES, nofile // 16)
 
 
 class Pipe:

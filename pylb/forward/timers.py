@@ -8,8 +8,9 @@ of a frontend with short timeouts are swept in a separate group, so that the oth
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
-from pylb.core.policy import Timeouts
+from pylb.core.policy import AdminState, OnDown, Timeouts
 from pylb.core.session import Cause, Event, State
+from pylb.core.table import DOWN, Server
 from pylb.forward.accounts import settle
 from pylb.forward.faults import Faults
 from pylb.forward.lifecycle import Lifecycle
@@ -111,9 +112,15 @@ class Timers:
         """End the sessions that `server` has at `at` (monotonic), idle ones first. Replaces an earlier call for that server."""
         self._evictions[server] = Eviction(server, cause, at, rate)
 
-    def spare(self, server: ServerState) -> None:
-        """Cancel `evict`: the server's sessions live on. Idempotent."""
-        self._evictions.pop(server, None)
+    def state_changed(self, frontend: FrontendState, server: ServerState, before: Server, now: float) -> None:
+        """Apply what a server's new state means for its live sessions. A change by itself means nothing for them."""
+        after, policy = server.server, frontend.frontend.policy
+        if after.rank == DOWN != before.rank and policy.on_down is OnDown.CLOSE:
+            self.evict(server, Cause.DOWN, now, RESET_RATE)
+        if after.admin is AdminState.DRAIN is not before.admin:
+            self.evict(server, Cause.KILLED, now + policy.timeouts.drain, DRAIN_RATE)
+        elif before.admin is AdminState.DRAIN is not after.admin:
+            self._evictions.pop(server, None)
 
     def _take_over(self, session: Session) -> None:
         """The session has lasted until a tick since it began or dialled: see live_sessions.py."""

@@ -14,7 +14,8 @@ from pylb.core.address import Listen
 from pylb.core.policy import Policy
 from pylb.core.session import SessionRecord
 from pylb.core.table import Server
-from pylb.forward.engine import connection_limit, pipe_limit
+from pylb.forward.listener import connection_limit
+from pylb.forward.pipes import pipe_limit
 from pylb.forward.session import Half, Session
 from tests.support.drive import LIMIT, Drive, Peer, Witness, policy, readable, server_at
 from tests.support.peers import need_root

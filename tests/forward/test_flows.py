@@ -11,8 +11,8 @@ from pylb.core.address import Address, Listen, parse_network
 from pylb.core.policy import AdminState, OnDown, Policy, SourceLimits, Timeouts
 from pylb.core.recorder import Query
 from pylb.core.table import DOWN, LAST_RESORT, Server
-from pylb.forward.engine import connection_limit
 from pylb.forward.flow import Flow
+from pylb.forward.listener import connection_limit
 from tests.support.datagrams import DatagramDrive, DatagramPeer
 from tests.support.ports import free_port, ports_in_a_row
 

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from pylb.core.address import Listen
-from pylb.forward.engine import connection_limit
-from pylb.forward.listener import BATCH
+from pylb.forward.listener import BATCH, connection_limit
 from pylb.forward.session import FrontendState
 from pylb.forward.sockets import open_listener
 from tests.support.drive import Drive, readable, server_at

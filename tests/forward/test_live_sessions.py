@@ -51,7 +51,7 @@ def test_on_down_close_resets_the_sessions_of_a_server_that_is_down(drive: Drive
 def test_a_drained_server_loses_its_sessions_at_its_deadline_spread_out_idle_ones_first(
     drive: Drive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pylb.forward.engine.DRAIN_RATE", 10.0)
+    monkeypatch.setattr("pylb.forward.timers.DRAIN_RATE", 10.0)
     chosen = Policy(timeouts=replace(Timeouts(), drain=60.0))
     live = sessions(drive, 4, chosen)
     drive.serve(server_at(live.where, weight=0, admin=AdminState.DRAIN), policy=chosen, listen=live.listen)
