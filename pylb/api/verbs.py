@@ -20,13 +20,13 @@ from pylb.control.registry import Registry
 from pylb.control.steps import in_turns
 from pylb.control.storage.table_history import Generation
 from pylb.core.address import Address, Listen, parse_ip
+from pylb.core.announcement import parse_native
 from pylb.core.auth import Caller, Token
 from pylb.core.errors import Code, Refused
 from pylb.core.legacy import parse_legacy
 from pylb.core.operator_overrides import Override, is_server
 from pylb.core.policy import AdminState
 from pylb.core.recorder import SessionTrace, parse_session_id
-from pylb.core.registration import parse_native
 from pylb.core.session import SessionView
 from pylb.core.text import counted
 from pylb.forward.counters import Counters

@@ -12,8 +12,8 @@ from pylb.config.entries import Finding, Parts, ReadablePart
 from pylb.config.frontends import FrontendEntry
 from pylb.config.section import Section
 from pylb.core.address import ANY, TCP, UDP, Address, HostPort, Listen
+from pylb.core.announcement import CONNECT_TO_UDP, UDP_CHECKS
 from pylb.core.policy import CONNECT, UNSAID, Balance, HealthMode, Policy, ProxyProtocol, StaticFrontend
-from pylb.core.registration import CONNECT_TO_UDP, UDP_CHECKS
 
 
 class _Need(NamedTuple):

@@ -4,7 +4,7 @@ Nothing here does I/O or knows asyncio, sockets, HTTP, YAML or logging; the cloc
 Every value is frozen: a change makes a new one, so anybody with a reference may go on reading it.
 A wrong argument from outside raises `errors.Refused`; a wrong argument from pylb's own code is a bug and raises as one.
 
-Terms         address, server_names, policy, static_rules, registration, server_set, operator_overrides,
+Terms         address, server_names, policy, static_rules, registration, announcement, server_set, operator_overrides,
               table
 Who may what  auth (tokens and ports), scope (targets), access (clients), conflicts (who holds a port), loops
 What changes  ownership (one function for each change), claims (the result), compose (the table of it), table_diff

@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 from pylb import __version__
+from pylb.core.announcement import AnnouncementBody, SetBody
 from pylb.core.errors import Code
-from pylb.core.registration import MOST_SEQUENCE, SEQUENCE, AnnouncementBody, SetBody
+from pylb.core.registration import MOST_SEQUENCE, SEQUENCE
 from pylb.web.answers import STATUS
 
 # What each code means and what the caller can do about it, for the document and for docs/protocol.md.

@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 from pylb.control.calls import Calls
 from pylb.control.views import FrontendOutcome, Outcome, RegistrationView
 from pylb.core.address import Network, in_networks
+from pylb.core.announcement import parse_native, parse_set, ports_named
 from pylb.core.auth import ANYWHERE, STRONG, Caller, Interface, Keyring, Token
 from pylb.core.errors import Code, Refused, break_cycles
 from pylb.core.legacy import LegacyCall, parse_legacy
 from pylb.core.policy import CallLimits
-from pylb.core.registration import SEQUENCE, SET, Announcement, parse_native, parse_sequence, parse_set, ports_named
+from pylb.core.registration import SEQUENCE, SET, Announcement, parse_sequence
 from pylb.core.token_buckets import TokenBuckets
 from pylb.web import openapi
 from pylb.web.answers import LEGACY_NOT_FOUND, legacy_refusal, one_line, refusal

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pylb.core.address import Address, Listen, Ports, parse_port_key, written_address, written_listen
+from pylb.core.announcement import parse_native
 from pylb.core.auth import Keyring, Token, check_port
 from pylb.core.claims import Claims
 from pylb.core.compose import ServerStates
@@ -13,7 +14,7 @@ from pylb.core.loops import looping
 from pylb.core.operator_overrides import find, is_server
 from pylb.core.ownership import release
 from pylb.core.policy import Check, CheckKind, HealthOverride, HealthPolicy, HostPort, Policy, StaticServer, Step
-from pylb.core.registration import FrontendRequest, Registration, parse_native
+from pylb.core.registration import FrontendRequest, Registration
 from pylb.core.static_rules import StaticRules
 from pylb.core.table import Frontend, Table
 from pylb.core.table_diff import lines

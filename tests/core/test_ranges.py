@@ -17,6 +17,7 @@ from pylb.core.address import (
     written_address,
     written_listen,
 )
+from pylb.core.announcement import parse_native
 from pylb.core.auth import Token, check_ports
 from pylb.core.claims import Claims
 from pylb.core.compose import ServerStates
@@ -24,7 +25,7 @@ from pylb.core.errors import Code, Refused
 from pylb.core.loops import looping
 from pylb.core.ownership import release
 from pylb.core.policy import Check, HealthMode, HealthOverride, HealthPolicy, Policy, StaticFrontend, StaticServer
-from pylb.core.registration import FrontendRequest, Registration, parse_native
+from pylb.core.registration import FrontendRequest, Registration
 from pylb.core.static_rules import StaticRules
 from tests.core.claiming import (
     FREE,

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pylb.core.announcement import parse_native, ports_named
 from pylb.core.checks import HINT as CHECK_HINT
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import Check, CheckKind, HealthOverride, LeaseBounds, ProxyProtocol
-from pylb.core.registration import Announcement, FrontendRequest, check_name, check_ttl, parse_native, ports_named
+from pylb.core.registration import Announcement, FrontendRequest, check_name, check_ttl
 from pylb.core.strict_json import strict_json
 
 ONE = {"port": 443, "target_port": 30443}

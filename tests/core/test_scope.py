@@ -6,21 +6,12 @@ import pytest
 
 from pylb.control.new_registration import ImportedServer
 from pylb.core.address import Network, parse_network, parse_ports
+from pylb.core.announcement import AnnouncementBody, FrontendBody, MemberBody, SetBody
 from pylb.core.auth import Caller, Token
 from pylb.core.errors import Code, Refused
 from pylb.core.legacy import LegacyCall
 from pylb.core.policy import UNSAID, Check, CheckKind, HealthOverride, Step
-from pylb.core.registration import (
-    SET,
-    AnnouncementBody,
-    FrontendBody,
-    FrontendRequest,
-    Key,
-    MemberBody,
-    Registration,
-    SetBody,
-    legacy_key,
-)
+from pylb.core.registration import SET, FrontendRequest, Key, Registration, legacy_key
 from pylb.core.scope import check_dials, legacy_target, native_target, set_members
 from pylb.core.server_set import Member
 

@@ -8,6 +8,7 @@ import pytest
 
 from pylb.core.access import AccessList, AccessRule
 from pylb.core.address import Listen
+from pylb.core.announcement import parse_set
 from pylb.core.claims import Claims
 from pylb.core.codec import from_plain, to_plain
 from pylb.core.compose import ServerStates, compose_frontend
@@ -15,7 +16,7 @@ from pylb.core.errors import Code, Refused
 from pylb.core.loops import loop
 from pylb.core.ownership import become, settle
 from pylb.core.policy import Bounds, Policy, Rules, Timeouts
-from pylb.core.registration import SET, FrontendRequest, Key, Registration, State, parse_sequence, parse_set
+from pylb.core.registration import SET, FrontendRequest, Key, Registration, State, parse_sequence
 from pylb.core.server_set import MOST_SERVERS, NO_TERMS, Member, Terms, parse_access, written_access
 from pylb.core.static_rules import StaticRules
 from tests.core.claiming import FREE, A, B, C, at, enter, having, native, on, refused, static, static_rules

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from pylb.core.address import TCP, UDP, Listen, PortsOf, parse_ports, parse_ports_of
+from pylb.core.announcement import parse_native
 from pylb.core.errors import Refused
 from pylb.core.health import NO_OBJECTION, PROVEN, YES, HealthStats, Reachability, checked, prove
 from pylb.core.policy import CONNECT, Check, CheckKind, HealthPolicy, Policy, ProxyProtocol, Rules, Step
-from pylb.core.registration import parse_native
 from pylb.core.static_rules import StaticRules
 
 TEXT = Check(CheckKind.SEND, (Step(b"ping", b"pong"),))

@@ -28,6 +28,7 @@ from pylb.control.storage import table_history as history
 from pylb.control.storage.store import Store, _canonical
 from pylb.core import proxy_protocol
 from pylb.core.address import parse_network
+from pylb.core.announcement import parse_native
 from pylb.core.checks import BadCheck, parse_check, written
 from pylb.core.client_hello import MOST_BYTES, HelloReader, Verdict
 from pylb.core.codec import Malformed
@@ -37,7 +38,7 @@ from pylb.core.legacy import parse_legacy
 from pylb.core.log import parse_target
 from pylb.core.policy import Check, CheckKind, ProxyProtocol, Step
 from pylb.core.recorder import parse_session_id
-from pylb.core.registration import check_name, parse_native
+from pylb.core.registration import check_name
 from pylb.core.strict_json import strict_json
 from pylb.core.tcp_info import parse_tcp_info
 from pylb.haproxy import legacy_import

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from phonehome.message import DRAINING, READY, Accepted, Placed, Refused, Reply, read, registration
 from phonehome.values import MAX_TTL, MAX_WEIGHT, MIN_TTL, is_name
 from pylb.control.views import FrontendOutcome, Outcome
+from pylb.core.announcement import parse_native
 from pylb.core.errors import Code
 from pylb.core.errors import Refused as ServerRefused
 from pylb.core.policy import Check, CheckKind, LeaseBounds, ProxyProtocol
-from pylb.core.registration import FrontendRequest, check_name, parse_native
+from pylb.core.registration import FrontendRequest, check_name
 from pylb.web.answers import json_refusal
 from pylb.web.types import json_answer
 from pylb.web.webhook import outcome_json

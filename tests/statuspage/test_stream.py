@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from pylb.core.address import Listen
+from pylb.core.announcement import parse_native
 from pylb.core.auth import Caller
 from pylb.core.errors import Refused
 from pylb.core.policy import AdminState
-from pylb.core.registration import parse_native
 from pylb.forward.counters import FrontendCounters
 from pylb.haproxy.rates import Rates
 from pylb.statuspage.stream import BACKLOG, MOST_OF_ONE, MOST_STREAMS, PageStream

@@ -18,10 +18,10 @@ import pytest
 
 from pylb.control.health.prober import ProbeRequest
 from pylb.core.address import Address, Listen, Ports
+from pylb.core.announcement import parse_native
 from pylb.core.auth import Caller, Keyring, Token
 from pylb.core.errors import Refused
 from pylb.core.policy import AdminState, Policy, Rules, StaticFrontend, StaticServer
-from pylb.core.registration import parse_native
 from pylb.core.session import SessionView
 from pylb.core.table import Server
 from pylb.forward.counters import FrontendCounters

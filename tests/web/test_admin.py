@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from pylb.core.address import Listen
+from pylb.core.announcement import parse_native
 from pylb.core.auth import Caller
 from pylb.core.errors import Refused
 from pylb.core.policy import Policy, Rules, StaticFrontend
-from pylb.core.registration import parse_native
 from pylb.forward.counters import Counters
 from pylb.metrics.families import Scrape, gauge
 from pylb.web.admin import Admin
