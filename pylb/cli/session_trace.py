@@ -23,7 +23,7 @@ LETTERS = {  # first what happened, then what it usually means
     "sC": "no server answered the connect in time",
     "sD": "a timeout while waiting for the server",
     "RC": "local ports, descriptors or memory ran out",
-    "RD": "a flow of UDP whose client may be invented made room at a limit",
+    "RD": "a flow of UDP made room at a limit: its client had not shown that it gets the answers, so its address may be forged",
     "PR": "refused by access, limits, or for want of a PROXY header",
     "PQ": "max_queue clients were waiting already",
     "DD": "its server was found down (on_down: close)",

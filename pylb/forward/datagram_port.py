@@ -11,6 +11,7 @@ from pylb.forward import sockets
 from pylb.forward.datagram_sockets import kernel_drops
 from pylb.forward.faults import Faults
 from pylb.forward.flow import DatagramPort, FrontendFlows
+from pylb.forward.session import FrontendState
 from pylb.forward.sockets import Opener
 
 BACKOFF = 1.0  # seconds until a port that could not be read is tried again
@@ -48,6 +49,10 @@ class DatagramPorts:
         """The open ports of a frontend."""
         return (self.by_listen[one] for one in listen.each() if one in self.by_listen)
 
+    def frontend(self, listen: Listen) -> FrontendState | None:
+        """What serves there."""
+        return next((port.frontend for port in self.of(listen)), None)
+
     def watch(self, port: DatagramPort) -> None:
         """Read from it. Idempotent. If the kernel refuses to watch it, it is tried again later."""
         if port.watched or port in self._backing_off:
@@ -63,6 +68,7 @@ class DatagramPorts:
 
     def unwatch(self, port: DatagramPort) -> None:
         """Read nothing more. Idempotent. Needed before a close: another process may have the socket, and epoll reports that."""
+        self._backing_off.pop(port, None)
         if port.watched:
             port.watched = False
             del self._by_fd[port.fd]
@@ -93,7 +99,6 @@ class DatagramPorts:
             self.numbers[listen.port] -= 1
             if not self.numbers[listen.port]:
                 del self.numbers[listen.port]
-            self._backing_off.pop(port, None)
             self.unwatch(port)
             sockets.close(port.sock)
 

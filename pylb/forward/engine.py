@@ -384,7 +384,7 @@ class Engine:
             ports.serve(port, state)
 
     def _state(self, listen: Listen) -> FrontendState | None:
-        return self._routes.find(listen) if listen.server_name else self._ports.frontend(listen)
+        return self._routes.find(listen) if listen.server_name else self._of(listen).frontend(listen)
 
     def _change_safely(self, new: Frontend) -> bool:
         """True: live sessions have to move to another sweep group."""

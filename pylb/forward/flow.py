@@ -61,6 +61,7 @@ class Flow:
         "frontend",
         "generation",
         "header",
+        "homed_at",
         "local",
         "number",
         "picked_from",
@@ -94,6 +95,7 @@ class Flow:
         self.accepted = self.quiet_since = now  # monotonic
         self.state = _NEW
         self.sock: SocketType | None = None
+        self.homed_at = now  # since when it has its server, monotonic
         self.fd = -1
         self.server: ServerState | None = None
         self.admission: Admission | None = None
@@ -187,7 +189,7 @@ class Flow:
 class FrontendFlows:
     """The flows of one frontend, in the order of their last visit by the sweep."""
 
-    __slots__ = ("flows", "frontend", "owed", "period", "ports", "unsettled")
+    __slots__ = ("closed", "flows", "frontend", "owed", "period", "ports", "unsettled")
 
     def __init__(self, frontend: FrontendState, ports: list[DatagramPort]) -> None:
         self.frontend = frontend
@@ -196,4 +198,5 @@ class FrontendFlows:
         self.flows: OrderedDict[Flow, None] = OrderedDict()
         self.unsettled: OrderedDict[Flow, None] = OrderedDict()  # new ones included, the oldest first
         self.period = 0.0  # seconds in which each is visited once
+        self.closed = False  # its ports are: the flows end as fast as the turns allow, and none of them passes anything on
         self.owed = 0.0  # visits that are due, a fraction included

@@ -5,6 +5,8 @@ from select import epoll
 from typing import TYPE_CHECKING
 
 from pylb.core.flow import FlowBatch, FlowState
+from pylb.core.policy import AdminState
+from pylb.core.session import Cause
 from pylb.forward.admission import Admission
 from pylb.forward.datagram_port import count_kernel_drops
 from pylb.forward.faults import Faults
@@ -57,14 +59,19 @@ class FlowHandover:
         self.paused = False
         for flow in list(self._flows.flows):
             if flow.sock is not None:
-                self._faults.guard("a flow could not be watched again", self._watch, flow)
+                self._watch(flow)
         for port in self._flows.ports.by_listen.values():
             if port.frontend is not None:
                 self._flows.ports.watch(port)
 
     def _watch(self, flow: Flow) -> None:
-        self._events.register(flow.fd, WATCHED)
-        self._by_fd[flow.fd] = flow
+        """One that cannot be watched would get no answer any more: it ends, and its client's next datagram begins another."""
+        try:
+            self._events.register(flow.fd, WATCHED)
+        except Exception as error:  # noqa: BLE001 - the boundary of one flow
+            self._flows.fault(flow, error)
+        else:
+            self._by_fd[flow.fd] = flow
 
     def described(self) -> Iterator[FlowBatch]:
         """All flows for the next pylb."""
@@ -94,6 +101,10 @@ class FlowHandover:
         """Take over the flows of a frontend whose port is open and not read yet."""
         for passed in self.passed.take(group.frontend.frontend.listen):
             self._faults.guard("a flow of the previous pylb could not be taken over", self._take, group, passed)
+        for server in group.frontend.servers.values():
+            if server.sessions and server.server.admin is AdminState.DRAIN:
+                until = self._clock() + group.frontend.frontend.policy.timeouts.drain
+                self._flows.sweep.evict(group, server, Cause.KILLED, until)
 
     def _take(self, group: FrontendFlows, passed: PassedFlow) -> None:
         """One whose server has left begins anew with its next datagram."""

@@ -47,13 +47,24 @@ class FlowSweep:
         self._faults = faults
         self._now = 0.0
         self._next_look = 0.0  # monotonic
-        self.evictions: dict[ServerState, tuple[float, Cause]] = {}  # from when on its flows end
+        self._evictions: dict[ServerState, tuple[float, Cause]] = {}  # when the flows that a server has then end
         self._kill = False
         self.queued = False
 
-    def forget_evictions(self) -> None:
-        """Forget those of servers that have no flows any more."""
-        self.evictions = {server: due for server, due in self.evictions.items() if server.sessions}
+    def evict(self, group: FrontendFlows, server: ServerState, cause: Cause, at: float) -> None:
+        """End the flows that `server` has at `at` (monotonic). Replaces an earlier call for that server."""
+        self._evictions = {one: due for one, due in self._evictions.items() if one.sessions}
+        self._evictions[server] = (at, cause)
+        group.owed = float(len(group.flows))
+
+    def spare(self, server: ServerState) -> None:
+        """Cancel `evict`. Idempotent."""
+        self._evictions.pop(server, None)
+
+    def close(self, group: FrontendFlows) -> None:
+        """End all flows of a frontend whose ports are closed, and forget it: thousands at once would hold the loop."""
+        group.closed = True
+        self._run_queue.add(self)
 
     def tick(self, now: float, elapsed: float, *, kill: bool) -> None:
         """Find what is due. `kill`: all flows are."""
@@ -67,7 +78,9 @@ class FlowSweep:
                 group.frontend.allowance = min(float(rate), group.frontend.allowance + rate * elapsed)
             if look:
                 self._faults.guard("what the kernel dropped was not counted", count_kernel_drops, group)
-            if group.flows:
+            if group.closed:
+                due = True
+            elif group.flows:
                 group.owed = min(group.owed + len(group.flows) * elapsed / group.period, len(group.flows))
                 due |= group.owed >= 1
         if due or self._kill:
@@ -79,33 +92,40 @@ class FlowSweep:
         """Visit what is due. True: there is more."""
         end = self._run_queue.budget - share
         for group in list(self._groups.values()):
-            if self._kill:
+            kill = self._kill or group.closed
+            if kill:
                 group.owed = float(len(group.flows))
             while group.owed >= 1 and group.flows:
                 group.owed -= 1
                 flow = next(iter(group.flows))
                 group.flows.move_to_end(flow)
-                self._visit_safely(flow)
+                self._visit_safely(flow, kill=kill)
                 if flow.state is FlowState.CLOSED:
+                    group.flows.pop(flow, None)  # also if its end failed half-way
                     group.owed += 1  # the others' round takes as long as before, so no visit is late because flows end
                 if self._run_queue.budget <= end:
                     return True
+            if group.closed:
+                del self._groups[group.frontend]
+                group.frontend.break_cycles()
         return False
 
-    def _visit_safely(self, flow: Flow) -> None:
+    def _visit_safely(self, flow: Flow, *, kill: bool) -> None:
         self._run_queue.budget -= VISIT
         try:
-            self._visit(flow)
+            self._visit(flow, kill=kill)
         except Exception as error:  # noqa: BLE001 - the boundary of one flow
             self._flows.fault(flow, error)
 
-    def _visit(self, flow: Flow) -> None:
-        if self._kill:
+    def _visit(self, flow: Flow, *, kill: bool) -> None:
+        if kill:
             self._flows.end(flow, FlowEvent.KILLED, Cause.KILLED)
             return
-        if flow.server is not None and (eviction := self.evictions.get(flow.server)) is not None and self._now >= eviction[0]:
-            self._flows.end(flow, FlowEvent.KILLED, eviction[1])
-            return
+        if flow.server is not None and (eviction := self._evictions.get(flow.server)) is not None:
+            at, cause = eviction
+            if self._now >= at >= flow.homed_at:
+                self._flows.end(flow, FlowEvent.KILLED, cause)
+                return
         if self._accounts.settle_flow(flow):
             flow.quiet_since = self._now
             return

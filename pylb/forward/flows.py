@@ -143,14 +143,11 @@ class Flows:
         for server, before in state.update(new):
             after, now = server.server, self._clock()
             if after.rank == DOWN != before.rank and new.policy.on_down is OnDown.CLOSE:
-                self.sweep.evictions[server] = (now, Cause.DOWN)
+                self.sweep.evict(group, server, Cause.DOWN, now)
             if after.admin is AdminState.DRAIN is not before.admin:
-                self.sweep.evictions[server] = (now + new.policy.timeouts.drain, Cause.KILLED)
+                self.sweep.evict(group, server, Cause.KILLED, now + new.policy.timeouts.drain)
             elif before.admin is AdminState.DRAIN is not after.admin:
-                self.sweep.evictions.pop(server, None)
-            if server in self.sweep.evictions:
-                group.owed = float(len(group.flows))
-        self.sweep.forget_evictions()
+                self.sweep.spare(server)
         group.period = visit_period(new)
         for flow in group.flows:
             flow.check_in = flow.check_out = True  # the next datagram looks at its server and its policy again
@@ -158,16 +155,13 @@ class Flows:
         return state
 
     def remove(self, listen: Listen) -> None:
-        """Close the port and end its flows at once: its owner gets the answer only then."""
+        """Close the port. Its flows pass nothing on from here on, and end in the turns that come."""
         group = self._group(listen)
         for one in listen.each():
             self.ports.close(one)
         if group is not None:
-            del self.groups[group.frontend]
             self._counters.frontends.pop(listen, None)
-            for flow in list(group.flows):
-                self.end(flow, FlowEvent.KILLED, Cause.KILLED)
-            group.frontend.break_cycles()
+            self.sweep.close(group)
         self._set_most()
 
     def drain(self) -> None:
@@ -182,10 +176,14 @@ class Flows:
     def close(self) -> None:
         """End all flows and close all ports."""
         self.handover.passed.close()
-        for listen in [group.frontend.frontend.listen for group in self.groups.values()]:
-            self._faults.guard(f"{listen} was closed, but not all of its flows could be ended", self.remove, listen)
         for listen in list(self.ports.by_listen):
             self.ports.close(listen)
+        for flow in list(self.flows):
+            self._faults.guard("a flow could not be ended", self.end, flow, FlowEvent.KILLED, Cause.KILLED)
+        for state in self.groups:
+            self._counters.frontends.pop(state.frontend.listen, None)
+            state.break_cycles()
+        self.groups.clear()
 
     def fault(self, flow: Flow, error: Exception) -> None:
         """An exception of pylb: this flow ends with code I, all others go on. Never raises."""
@@ -201,15 +199,17 @@ class Flows:
         return len(found)
 
     def shutdown_server(self, listen: Listen, server: Address) -> int:
-        """End a frontend's flows on that server, code KD. Returns how many."""
+        """End a frontend's flows on that server, code KD, from the next tick on. Returns how many there are."""
         group = self._group(listen)
-        found = [flow for flow in group.flows if flow.server and flow.server.server.address == server] if group else []
-        for flow in found:
-            self.end(flow, FlowEvent.KILLED, Cause.KILLED)
-        return len(found)
+        if group is None:
+            return 0
+        states = {flow.server: None for flow in group.flows if flow.server and flow.server.server.address == server}
+        for state in states:
+            self.sweep.evict(group, state, Cause.KILLED, self._clock())
+        return sum(state.sessions for state in states)
 
     def _group(self, listen: Listen) -> FrontendFlows | None:
-        return next((self.groups[port.frontend] for port in self.ports.of(listen) if port.frontend in self.groups), None)
+        return self.groups.get(state) if (state := self.ports.frontend(listen)) is not None else None
 
     def _set_most(self) -> None:
         """connect takes a local port that is unique over all destinations, for each source address by itself."""
@@ -221,7 +221,7 @@ class Flows:
     @property
     def descriptors(self) -> int:
         """What TCP cannot have, once there is a frontend of UDP."""
-        return (min(self.most, self._descriptors) if self.groups else 0) + len(self.ports.by_listen)
+        return (min(self.most, self._descriptors) if self.ports.by_listen else 0) + len(self.ports.by_listen)
 
     def tick(self, now: float, elapsed: float, *, kill: bool) -> None:
         """`kill`: end all flows."""

@@ -97,13 +97,9 @@ class Homes:
     def _connect(self, flow: Flow, server: ServerState) -> SocketType | None:
         self._run_queue.budget -= DIAL
         server.counters.attempts += 1
-        ip, first = server.target
-        port = first
-        if server.server.address.last and flow.port is not None:
-            port += flow.port.listen.port - flow.frontend.frontend.listen.port
-        error = 0
+        target, error = _target(flow, server), 0
         for source in flow.frontend.sources(server.family):
-            sock, error = datagram_sockets.connect(server.family, (ip, port), source)
+            sock, error = datagram_sockets.connect(server.family, target, source)
             if sock is not None and (error := self._watch(sock)) == 0:
                 return sock
         self._note_failure(flow, server, error)
@@ -130,12 +126,12 @@ class Homes:
         server.sessions += 1
         server.counters.sessions += 1
         server.counters.sessions_total += 1
-        server.counters.last_at = self._clock()
+        server.counters.last_at = flow.homed_at = self._clock()
         flow.generation = self.generation()
         flow.picked_from = flow.frontend.frontend
         if server.server.send_proxy is not ProxyProtocol.NONE and flow.port is not None:
             flow.header = _header(flow, flow.port)
-        if self.is_ours(server.target[1]):
+        if self.is_ours(_target(flow, server)[1]):
             self.own[sock.getsockname()[:2]] = None
 
     def leave(self, flow: Flow, *, lives_on: bool = False) -> None:
@@ -186,6 +182,14 @@ class Homes:
             name = errno.errorcode.get(error, "")
             flow.attempts.append(Attempt(server.server.name, server.server.address, reason, name, took))
         self._accounts.connect_ended(flow.frontend, server.server, reason)
+
+
+def _target(flow: Flow, server: ServerState) -> tuple[str, int]:
+    """Of a range that goes to a range, each port has its own."""
+    ip, port = server.target
+    if server.server.address.last and flow.port is not None:
+        port += flow.port.listen.port - flow.frontend.frontend.listen.port
+    return ip, port
 
 
 def _header(flow: Flow, port: DatagramPort) -> bytes:

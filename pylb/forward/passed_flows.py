@@ -23,7 +23,7 @@ def described(flows: Iterable[Flow], now: float) -> Iterator[FlowBatch]:
     """All that have a server, in batches. The descriptors stay the flows' own."""
     some: list[Mapping[str, Any]] = []
     fds: list[int] = []
-    for flow in flows:
+    for flow in list(flows):  # each batch is sent before the next is asked for
         if flow.server is None or flow.port is None:
             continue
         some.append(_described(flow, flow.port, now))
@@ -108,14 +108,13 @@ class PassedFlows:
                 sock = SocketType(-1, -1, -1, fd)
                 if sock.type != SOCK_DGRAM:
                     raise ValueError("it is no UDP socket")  # noqa: TRY301 - one place closes it
+                os.set_inheritable(fd, False)
+                sock.setblocking(False)
                 said = flows[number]
                 listen = written_listen(said["frontend"])
                 self._flows.setdefault(listen, []).append(PassedFlow(said, sock))
             except (OSError, ValueError, TypeError, LookupError, AttributeError):
                 _close(sock, fd)
-            else:
-                os.set_inheritable(fd, False)
-                sock.setblocking(False)
 
     def take(self, listen: Listen) -> list[PassedFlow]:
         """Those of a frontend."""

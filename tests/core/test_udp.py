@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pylb.core.address import TCP, UDP, Listen, PortsOf, parse_ports, parse_ports_of
+from pylb.core.address import TCP, UDP, Listen, PortsOf, parse_listens_of, parse_ports, parse_ports_of
 from pylb.core.announcement import parse_native
 from pylb.core.errors import Refused
 from pylb.core.health import NO_OBJECTION, PROVEN, YES, HealthStats, Reachability, checked, prove
@@ -88,3 +88,11 @@ def test_ports_are_written_as_they_are_read() -> None:
     assert str(parse_ports(["443/udp", 25, "10-20"])) == "10-20, 25, 443/udp"
     with pytest.raises(ValueError, match="ends before it starts"):
         parse_ports_of("20-10/udp")
+
+
+def test_a_place_to_listen_may_have_its_protocol_behind_it() -> None:
+    texts = ["*:443/udp", "192.0.2.1:10-20/udp", "[2001:db8::1]:443/udp", "*:443"]
+    assert [str(parse_listens_of(text)) for text in texts] == texts
+    assert parse_listens_of("*:443/tcp") == Listen(TCP, "*", 443)
+    with pytest.raises(ValueError, match="sctp"):
+        parse_listens_of("*:443/sctp")

@@ -7,6 +7,7 @@ import pytest
 
 from pylb.forward import source_share
 from tests.support.baseline import Baseline, baseline
+from tests.support.datagrams import DatagramDrive
 from tests.support.drive import Drive
 from tests.support.netns import Namespace, loopback_only
 from tests.support.peers import need, need_netns
@@ -42,6 +43,19 @@ def make_drive(_back_to_the_base_line: None) -> Iterator[Callable[..., Drive]]:
 
     def make(**arguments: Any) -> Drive:
         made.append(Drive(**arguments))
+        return made[-1]
+
+    yield make
+    for driven in made:
+        driven.finish()
+
+
+@pytest.fixture
+def make_udp(_back_to_the_base_line: None) -> Iterator[Callable[..., DatagramDrive]]:
+    made: list[DatagramDrive] = []
+
+    def make(**arguments: int) -> DatagramDrive:
+        made.append(DatagramDrive(**arguments))
         return made[-1]
 
     yield make

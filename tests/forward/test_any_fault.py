@@ -357,7 +357,9 @@ def test_each_errno_of_a_call_in_the_life_of_a_session(call: str, request: pytes
             machine.teardown()
 
 
-OF_UDP = {"datagram_sockets", "datagram_port", "datagrams", "flow", "flow_sweep", "flows", "homes"}  # test_datagram_faults.py
+# test_datagram_faults.py and test_flow_handover.py have their calls
+OF_UDP = {"datagram_sockets", "datagram_port", "datagrams", "flow", "flow_sweep", "flows", "homes"}
+OF_UDP |= {"flow_handover", "passed_flows"}
 
 
 def test_every_system_call_that_forward_makes_is_among_them() -> None:

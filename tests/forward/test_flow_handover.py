@@ -1,5 +1,6 @@
 """Flows pass from one engine to the next with their sockets: the old one reads nothing more, and nothing is lost meanwhile."""
 
+import errno
 import json
 import os
 import socket
@@ -10,8 +11,8 @@ import pytest
 
 from pylb.core.address import Listen
 from pylb.core.flow import FlowBatch, FlowState
-from pylb.core.policy import Policy, SourceLimits
-from pylb.core.table import Server
+from pylb.core.policy import AdminState, Policy, SourceLimits, Timeouts
+from pylb.core.table import LAST_RESORT, Server
 from pylb.forward.passed_flows import PassedFlows
 from tests.support.datagrams import DatagramDrive, DatagramPeer
 from tests.support.drive import Drive
@@ -124,6 +125,59 @@ def test_if_there_is_no_next_engine_after_all_the_old_one_reads_on(pair: Pair) -
     assert client.texts() == [b"during"]
 
 
+class RefusingEpoll:
+    """Its first `register` fails."""
+
+    def __init__(self, epoll: Any) -> None:
+        self._epoll = epoll
+        self.refused = 0
+
+    def register(self, fd: int, events: int) -> None:
+        if not self.refused:
+            self.refused = fd
+            raise OSError(errno.ENOSPC, "refused by the test")
+        self._epoll.register(fd, events)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._epoll, name)
+
+
+def test_a_flow_that_cannot_be_watched_again_ends_and_the_others_go_on(pair: Pair) -> None:
+    server = pair.old.server()
+    listen = pair.old.serve_udp(server)
+    clients = [pair.old.client(listen) for _ in range(3)]
+    for client in clients:
+        pair.old.exchange(client, server)
+    pair.handover.pause()
+    pair.handover._events = epoll = RefusingEpoll(pair.handover._events)
+    pair.handover.resume()
+    assert epoll.refused
+    assert (len(pair.old.flows()), len(pair.old.faults)) == (2, 1)
+    for client in clients:
+        pair.old.exchange(client, server)
+    assert [record.code for record in pair.old.records] == ["ID"]
+    pair.old.faults.clear()
+
+
+def test_one_that_the_next_engine_cannot_watch_begins_anew_there(pair: Pair) -> None:
+    server = pair.old.server()
+    listen = pair.old.serve_udp(server)
+    clients = [pair.old.client(listen) for _ in range(3)]
+    for client in clients:
+        pair.old.exchange(client, server)
+    pair.new.engine.take_flows(pair.describe())
+    handover: Any = pair.new.engine.flow_handover
+    handover._events = epoll = RefusingEpoll(handover._events)
+    pair.new.serve_udp(server, listen=listen)
+    pair.old.engine.drain(pair.old.clock() + 60)
+    assert epoll.refused
+    assert (len(pair.new.flows()), len(pair.new.faults)) == (2, 1)
+    for client in clients:
+        pair.new.exchange(client, server)
+    assert len(pair.new.flows()) == 3
+    pair.new.faults.clear()
+
+
 def test_a_flow_whose_server_has_left_begins_anew(pair: Pair) -> None:
     server, other = pair.old.server(), pair.old.server()
     listen = pair.old.serve_udp(server)
@@ -150,6 +204,21 @@ def test_each_port_of_a_range_has_its_own_and_a_source_keeps_its_places(pair: Pa
     third.send(b"ping")
     pair.new.settle()
     assert (len(pair.new.flows()), pair.new.counters(listen).denied) == (2, {"per_source": 1})
+
+
+def test_a_server_that_drains_keeps_its_flows_there_for_timeouts_drain(pair: Pair) -> None:
+    server, policy = pair.old.server(), Policy(timeouts=Timeouts(drain=20))
+    listen = pair.old.serve_udp(server, policy=policy)
+    client = pair.old.client(listen)
+    pair.old.exchange(client, server)
+    drained = Server("a", server.address, weight=0, rank=LAST_RESORT, admin=AdminState.DRAIN)
+    pair.follow(drained, listen=listen, policy=policy)
+    for _ in range(3):
+        pair.new.exchange(client, server)
+        pair.new.pass_time(6)
+    assert not pair.new.records
+    pair.new.pass_time(8)
+    assert [record.code for record in pair.new.records] == ["KD"]
 
 
 def test_a_header_that_is_due_is_due_there_too(pair: Pair) -> None:

@@ -1,49 +1,24 @@
-"""The life of flows: beginnings, limits, ends, other servers, refusals; and what it costs a pylb without UDP."""
+"""The life of flows: beginnings and ends; and what it costs a pylb without UDP."""
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
-from pylb.core.access import AccessList, AccessRule
-from pylb.core.address import Address, Listen, parse_network
-from pylb.core.policy import AdminState, OnDown, Policy, SourceLimits, Timeouts
+from pylb.core.address import Address, Listen
+from pylb.core.policy import Policy, Timeouts
 from pylb.core.recorder import Query
-from pylb.core.table import DOWN, LAST_RESORT, Server
+from pylb.core.table import Server
 from pylb.forward.flow import Flow
-from pylb.forward.listener import connection_limit
-from tests.support.datagrams import DatagramDrive, DatagramPeer
-from tests.support.ports import free_port, ports_in_a_row
-
-
-@pytest.fixture
-def make_udp(_back_to_the_base_line: None) -> Iterator[Callable[..., DatagramDrive]]:
-    made: list[DatagramDrive] = []
-
-    def make(**arguments: int) -> DatagramDrive:
-        made.append(DatagramDrive(**arguments))
-        return made[-1]
-
-    yield make
-    for driven in made:
-        driven.finish()
+from tests.support.datagrams import DatagramDrive, DatagramPeer, codes, settled
+from tests.support.ports import ports_in_a_row
 
 
 @pytest.fixture
 def drive(make_udp: Callable[..., DatagramDrive]) -> DatagramDrive:
     return make_udp()
-
-
-def codes(drive: DatagramDrive) -> list[str]:
-    return [record.code for record in drive.records]
-
-
-def settled(drive: DatagramDrive, listen: Listen, server: DatagramPeer) -> DatagramPeer:
-    client = drive.client(listen)
-    drive.exchange(client, server)
-    drive.exchange(client, server)
-    return client
 
 
 # ------------------------------------------------------------ ends
@@ -162,6 +137,24 @@ def test_a_port_that_is_closed_ends_its_flows_at_once_and_can_be_opened_again(dr
     settled(drive, listen, server)
 
 
+def test_the_flows_of_a_closed_port_pass_nothing_on_and_hold_no_turn_longer_than_others(drive: DatagramDrive) -> None:
+    server = drive.server(rcvbuf=1 << 20)
+    listen = drive.serve_udp(server)
+    clients = [drive.client(listen) for _ in range(100)]
+    for client in clients:
+        client.send(b"x")
+    drive.settle()
+    assert len(server.answer()) == 100
+    drive.remove(listen)
+    drive.engine.on_ready()
+    assert 0 < len(codes(drive)) < 40
+    drive.settle()
+    assert codes(drive) == ["KD"] * 100
+    for client in clients:
+        with suppress(ConnectionRefusedError):
+            assert client.texts() == []
+
+
 def test_the_operator_ends_a_flow_or_all_of_a_server(drive: DatagramDrive) -> None:
     server = drive.server()
     listen = drive.serve_udp(server)
@@ -170,8 +163,12 @@ def test_the_operator_ends_a_flow_or_all_of_a_server(drive: DatagramDrive) -> No
     assert drive.engine.shutdown_session(drive.flows()[0].number) == 1
     assert drive.engine.shutdown_session(12345) == 0
     assert drive.engine.shutdown_sessions(listen, server.address) == 2
-    drive.settle()
+    drive.pass_time(0.2)
     assert codes(drive) == ["KD"] * 3
+    client = settled(drive, listen, server)
+    drive.pass_time(6)
+    drive.exchange(client, server)
+    assert len(drive.flows()) == 1
 
 
 def test_a_drain_reads_no_more_and_kills_at_its_deadline(drive: DatagramDrive) -> None:
@@ -189,232 +186,24 @@ def test_a_drain_reads_no_more_and_kills_at_its_deadline(drive: DatagramDrive) -
     assert codes(drive) == ["KD"]
 
 
-# ------------------------------------------------------------ other servers
-
-
-def test_a_server_that_left_takes_its_flows_with_it_and_one_that_drains_keeps_them(drive: DatagramDrive) -> None:
-    one, two = drive.server(), drive.server()
-    a, b = Server("a", one.address), Server("b", two.address)
-    listen = drive.serve_udp(a)
-    client = settled(drive, listen, one)
-    drive.serve_udp(Server("a", one.address, rank=LAST_RESORT), b, listen=listen)
-    drive.exchange(client, one)
-    drive.serve_udp(b, listen=listen)
-    drive.exchange(client, two)
-    assert drive.sessions()[0].state == "unsettled"
-    drive.exchange(client, two)
-    assert drive.sessions()[0].state == "settled"
-    assert drive.counters(listen).datagrams.rehomed == 1
-    assert drive.balances(listen)
-
-
-def test_a_server_that_is_down_loses_its_flows_to_one_that_is_up(drive: DatagramDrive) -> None:
-    one, two = drive.server(), drive.server()
-    listen = drive.serve_udp(one)
-    client = settled(drive, listen, one)
-    down = Server("a", one.address, rank=DOWN)
-    drive.serve_udp(down, listen=listen)
-    drive.exchange(client, one)  # there is no other
-    assert drive.counters(listen).datagrams.rehomed == 0
-    drive.serve_udp(down, Server("b", two.address), listen=listen)
-    drive.exchange(client, two)
-    assert drive.counters(listen).datagrams.rehomed == 1
-
-
-def test_on_down_close_ends_them(drive: DatagramDrive) -> None:
+def test_a_port_that_could_not_be_read_is_not_read_again_after_a_drain(drive: DatagramDrive) -> None:
     server = drive.server()
-    listen = drive.serve_udp(server)
-    settled(drive, listen, server)
-    drive.serve_udp(Server("a", server.address, rank=DOWN), listen=listen, policy=Policy(on_down=OnDown.CLOSE))
-    drive.pass_time(0.2)
-    assert codes(drive) == ["DD"]
-
-
-def test_a_drained_server_keeps_its_flows_until_timeouts_drain(drive: DatagramDrive) -> None:
-    server = drive.server()
-    policy = Policy(timeouts=Timeouts(drain=20))
-    listen = drive.serve_udp(server, policy=policy)
-    client = settled(drive, listen, server)
-    drained = Server("a", server.address, weight=0, rank=LAST_RESORT, admin=AdminState.DRAIN)
-    drive.serve_udp(drained, listen=listen, policy=policy)
-    drive.exchange(client, server)
-    drive.pass_time(19)
-    assert not drive.records
-    drive.pass_time(7)
-    assert codes(drive) == ["KD"]
-
-
-def test_a_refusal_moves_the_flow_and_counts_once(drive: DatagramDrive) -> None:
-    two, gone = drive.server(), drive.nobody_there()
-    listen = drive.serve_udp(Server("a", gone), policy=Policy())
-    client = drive.client(listen)
-    client.send(b"lost")
-    drive.settle()
-    drive.settle()
-    assert drive.witness.connects == [("a", "refused")]
-    drive.serve_udp(Server("a", gone), Server("b", two.address), listen=listen)
-    drive.exchange(client, two)
-    assert drive.witness.connects == [("a", "refused")]
-    assert drive.counters(listen).servers["a"].failures == {"refused": 1}
-    assert drive.counters(listen).datagrams.rehomed == 1
-    assert drive.balances(listen)
-
-
-def test_a_server_that_refuses_and_is_the_only_one_is_asked_again_each_time(drive: DatagramDrive) -> None:
-    gone = drive.nobody_there()
-    listen = drive.serve_udp(Server("a", gone))
-    client = drive.client(listen)
-    for _ in range(20):
-        client.send(b"x")
-        drive.settle()
-    assert drive.counters(listen).servers["a"].failures == {"refused": 1}
-    assert len(drive.flows()) == 1
-    assert drive.balances(listen)
-    drive.pass_time(45)
-    assert codes(drive) == ["SC"]
-    assert drive.records[0].retries == 1
-
-
-def test_a_server_that_comes_back_is_reported_with_its_first_answer(drive: DatagramDrive) -> None:
-    server = drive.server()
-    address = server.address
     listen = drive.serve_udp(server)
     client = settled(drive, listen, server)
-    server.sock.close()
-    client.send(b"lost")
-    drive.settle()
-    again = drive._sock("127.0.0.1")
-    again.bind((address.ip, address.port))
-    drive.exchange(client, DatagramPeer(again))
-    assert drive.witness.connects == [("a", "refused"), ("a", None)]
-
-
-def test_without_a_server_datagrams_are_counted_and_the_flow_finds_one_that_comes(drive: DatagramDrive) -> None:
-    server = drive.server()
-    listen = drive.serve_udp()
-    client = drive.client(listen)
-    client.send(b"x")
-    client.send(b"yy", size=1)
-    drive.settle()
-    assert drive.dropped(listen) == {"no_server": 3}
-    assert [view.state for view in drive.sessions()] == ["new"]
-    drive.serve_udp(server, listen=listen)
-    drive.exchange(client, server)
-    assert drive.balances(listen)
-
-
-# ------------------------------------------------------------ limits
-
-
-def test_at_a_limit_the_oldest_unsettled_flow_makes_room_and_settled_ones_never(drive: DatagramDrive) -> None:
-    server = drive.server()
-    listen = drive.serve_udp(server, policy=Policy(max_connections=3))
-    first = settled(drive, listen, server)
-    spoofed = [drive.client(listen) for _ in range(20)]
-    for client in spoofed:
-        client.send(b"x")
-    drive.settle()
-    assert len(drive.flows()) == 3
-    assert codes(drive) == ["RD"] * 18
-    server.got()
-    drive.exchange(first, server)
-    for client in spoofed[-2:]:
-        drive.exchange(client, server)
-        drive.exchange(client, server)
-    drive.client(listen).send(b"too many")
-    drive.settle()
-    assert drive.dropped(listen) == {"limit": 1}
-    assert drive.counters(listen).denied == {"max_connections": 1}
-    assert drive.balances(listen)
-
-
-def test_the_process_has_a_limit_of_its_own_for_flows_and_tcp_keeps_the_rest(make_udp: Callable[..., DatagramDrive]) -> None:
-    drive = make_udp(nofile=1000, max_connections=10_000)
-    drive.serve(listen=Listen("tcp", "127.0.0.1", free_port()), name="tcp")
-    without = drive.engine.counters.max_connections
-    server = drive.server()
-    listen = drive.serve_udp(server)
-    assert drive.engine._flows.most == 250
-    assert drive.engine.counters.max_connections == connection_limit(1000, 2 + 250) < without
-    drive.engine._flows.most = 2
-    for _ in range(4):
-        drive.client(listen).send(b"x")
-    drive.settle()
-    assert len(drive.flows()) == 2
-    drive.remove(listen)
-    assert drive.engine.counters.max_connections == without
-
-
-def test_a_server_s_own_limit_gives_the_place_of_an_unsettled_flow_too(drive: DatagramDrive) -> None:
-    server = drive.server()
-    listen = drive.serve_udp(Server("a", server.address, max_connections=1))
-    drive.client(listen).send(b"1")
-    drive.client(listen).send(b"2")
-    drive.settle()
-    assert server.texts() == [b"1", b"2"]
-    assert codes(drive) == ["RD"]
-
-
-def test_the_rate_limits_new_flows_and_not_datagrams(drive: DatagramDrive) -> None:
-    server = drive.server()
-    listen = drive.serve_udp(server, policy=Policy(limits=SourceLimits(rate=2)))
-    clients = [drive.client(listen) for _ in range(3)]
-    for client in clients:
-        client.send(b"x")
-        client.send(b"y")
-    drive.settle()
-    assert len(server.got()) == 4
-    assert drive.dropped(listen) == {"limit": 2}
-    drive.pass_time(1)
-    drive.exchange(clients[2], server)
-
-
-def test_a_denied_datagram_is_counted_each_time_and_logged_once_a_minute(drive: DatagramDrive) -> None:
-    server = drive.server()
-    access = AccessList((AccessRule(allow=False, network=parse_network("127.0.0.0/8")),))
-    listen = drive.serve_udp(server, policy=Policy(access=access))
-    client = drive.client(listen)
-    for _ in range(5):
-        client.send(b"x")
-    drive.settle()
-    assert drive.dropped(listen) == {"access": 5}
-    assert drive.counters(listen).denied == {"access": 5}
-    assert codes(drive) == ["PR"]
-    drive.pass_time(61)
-    client.send(b"x")
-    drive.settle()
-    assert codes(drive) == ["PR"] * 2
-
-
-def test_a_source_has_as_many_flows_as_it_may(drive: DatagramDrive) -> None:
-    server = drive.server()
-    listen = drive.serve_udp(server, policy=Policy(limits=SourceLimits(per_source=1)))
-    drive.client(listen).send(b"x")
-    drive.client(listen).send(b"x")
-    drive.client(listen, source="127.0.0.9").send(b"x")
-    drive.settle()
-    assert drive.dropped(listen) == {"limit": 1}
-    drive.pass_time(45)
-    drive.client(listen).send(b"x")
-    drive.settle()
-    assert drive.dropped(listen) == {"limit": 1}
-
-
-def test_a_flow_that_comes_back_to_us_is_refused(drive: DatagramDrive) -> None:
-    listen = Listen("udp", "127.0.0.1", free_port())
-    drive.serve_udp(Server("a", Address("127.0.0.1", listen.port, "udp")), listen=listen)
-    drive.client(listen).send(b"x")
-    drive.settle()
-    assert drive.counters(listen).denied == {"loop": 1}
-    assert len(drive.flows()) == 1
+    ports = drive.engine._flows.ports
+    ports.back_off(ports.by_listen[listen])
+    drive.engine.drain(drive.clock.now + 60, accept=False)
+    client.send(b"for the next pylb")
+    drive.pass_time(3)
+    assert server.texts() == []
 
 
 # ------------------------------------------------------------ ranges, faults, costs
 
 
 def test_each_port_of_a_range_goes_to_its_own_port(drive: DatagramDrive) -> None:
-    first = ports_in_a_row(3)
-    target = ports_in_a_row(3)
+    first = ports_in_a_row(6)
+    target = first + 3
     servers = []
     for step in range(3):
         sock = drive._sock("127.0.0.1")
@@ -426,7 +215,7 @@ def test_each_port_of_a_range_goes_to_its_own_port(drive: DatagramDrive) -> None
         drive.exchange(drive.client(Listen("udp", "127.0.0.1", first + step)), server)
     assert len(drive.engine.counters.frontends) == 1
     drive.engine.shutdown_sessions(listen, Address("127.0.0.1", target, "udp", target + 2))
-    drive.settle()
+    drive.pass_time(0.2)
     assert sorted(record.listen_port for record in drive.records) == list(listen.ports)
 
 

@@ -9,11 +9,12 @@ import pytest
 
 from pylb.cli.session_trace import LETTERS
 from pylb.core.access import Networks
-from pylb.core.address import Listen
+from pylb.core.address import Address, Listen
 from pylb.core.policy import OnDown, Policy, ProxyAccept
-from pylb.core.table import DOWN
+from pylb.core.table import DOWN, Server
 from pylb.forward.sockets import unacknowledged
 from tests.support.drive import Drive, Peer, policy, server_at
+from tests.support.ports import free_port
 
 EVERYBODY = Networks([ip_network("127.0.0.0/8")])
 Play = Callable[[Drive], None]
@@ -162,6 +163,19 @@ def drained(drive: Drive) -> None:
     drive.pass_time(6)
 
 
+def room_made(drive: Drive) -> None:
+    """A flow of UDP, whose client has not shown that it gets the answers; another client takes its place."""
+    first, second, server = (socket.socket(type=socket.SOCK_DGRAM) for _ in range(3))
+    with first, second, server:
+        server.bind(("127.0.0.1", 0))
+        listen = Listen("udp", "127.0.0.1", free_port())
+        address = Address(*server.getsockname(), "udp")
+        drive.serve(Server("a", address), policy=Policy(max_connections=1), listen=listen)
+        for client in (first, second):
+            client.sendto(b"x", ("127.0.0.1", listen.port))
+        drive.run_until(lambda: drive.records)
+
+
 def broken(drive: Drive) -> None:
     """A bug of ours in the middle of a relay."""
     client, _ = drive.session()
@@ -200,6 +214,7 @@ CASES: dict[str, list[Play]] = {
     "sC": [unheard],
     "sD": [silence("client"), half_closed("client")],
     "RC": [out_of_ports],
+    "RD": [room_made],
     "PR": [denied],
     "PQ": [queue_is_full],
     "DD": [server_found_down],

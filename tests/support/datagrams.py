@@ -158,3 +158,14 @@ class DatagramDrive(Drive):
         self.socks.append(sock)
         sock.setblocking(False)
         return sock
+
+
+def codes(drive: DatagramDrive) -> list[str]:
+    return [record.code for record in drive.records]
+
+
+def settled(drive: DatagramDrive, listen: Listen, server: DatagramPeer) -> DatagramPeer:
+    client = drive.client(listen)
+    drive.exchange(client, server)
+    drive.exchange(client, server)
+    return client
