@@ -32,7 +32,7 @@ Context = Callable[[click.Command, str], click.Context]
 def page(cli: click.Group, sections: dict[str, dict[str, str]], context: Context) -> str:
     """In man(7). `sections`: the verbs in the order of `pylb --help`; `context`: of a command and its path."""
     lines = ['.\\" Generated from --help: make docs.', '.TH PYLB 1 "" pylb "User Commands"']
-    lines += [".SH NAME", "pylb \\- TCP load balancer in front of Kubernetes NodePorts"]
+    lines += [".SH NAME", "pylb \\- load balancer of TCP and UDP in front of Kubernetes NodePorts"]
     lines += [".SH SYNOPSIS", ".B pylb", "[\\fIOPTIONS\\fR] \\fIVERB\\fR [\\fIOPERANDS\\fR]"]
     lines += [".SH DESCRIPTION", *_text(cli.help or ""), *_options(cli)]
     names = dict.fromkeys([*(name for verbs in sections.values() for name in verbs), *sorted(cli.commands)])
