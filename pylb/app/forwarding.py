@@ -67,10 +67,10 @@ class Forwarding(Sink, SessionControl, Protocol):
         """The flows of UDP and their descriptors, for the next pylb."""
 
     def take_flows(self, batches: Iterable[FlowBatch]) -> None:
-        """Those of the previous pylb, before the first table."""
+        """Take over the previous pylb's flows; call it before the first table."""
 
     def flows_taken(self) -> None:
-        """All ports are open: flows that nobody has taken may end."""
+        """Close the flows that no frontend has taken over: all ports are open now."""
 
     def drain(self, deadline: float, *, accept: bool = ...) -> None:
         """Like Engine.drain."""

@@ -24,7 +24,7 @@ def parse_listen_at(value: object) -> core.Listen:
 
 
 def parse_listens_at(value: object) -> core.Listen:
-    """The same, or a range: `*:20000-20099`; `/udp` behind it makes it a frontend of UDP."""
+    """Parse `*:443` or a range, `*:20000-20099`; `/udp` behind it makes it a frontend of UDP."""
     return _listen_at(value, core.parse_listens_of)
 
 

@@ -247,7 +247,7 @@ def written_listen(text: str) -> Listen:
 
 
 def parse_listens_of(text: str) -> Listen:
-    """As `parse_listens`; the protocol may stand behind it: `"*:443/udp"`. Raises ValueError."""
+    """Like `parse_listens`; the protocol may stand behind it: `"*:443/udp"`. Raises ValueError."""
     place, protocol = _without_protocol(text)
     return parse_listens(place)._replace(protocol=protocol)
 
@@ -286,7 +286,7 @@ class PortsOf(NamedTuple):
     protocol: str = TCP
 
     def __str__(self) -> str:
-        """As `parse_ports_of` reads it."""
+        """The text that `parse_ports_of` reads."""
         return port_text(self.low, self.protocol, self.high if self.high != self.low else 0)
 
 
@@ -302,7 +302,7 @@ def parse_ports_of(text: str) -> PortsOf:
 
 
 def ports_of(found: Iterable[PortsOf]) -> Ports:
-    """All of these as one set."""
+    """All these ports as one set."""
     tcp, udp = ([(one.low, one.high) for one in sorted(found) if one.protocol == protocol] for protocol in (TCP, UDP))
     return Ports(tuple(tcp), tuple(udp))
 

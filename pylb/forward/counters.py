@@ -77,7 +77,7 @@ DROPS = (
 
 
 class DatagramCounters:
-    """Of a frontend of UDP. Every datagram that came is in exactly one of these, or is still in the kernel."""
+    """Counts of a frontend of UDP. Every datagram that came is in exactly one of them, or is still in the kernel."""
 
     __slots__ = ("dropped", "rehomed", "relayed_in", "relayed_out")
 

@@ -78,7 +78,7 @@ class DatagramPorts:
                 pass  # it was closed elsewhere
 
     def back_off(self, port: DatagramPort, error: OSError | None = None) -> None:
-        """It cannot be read at the moment, and epoll would report it for ever. None: that is reported already."""
+        """Do not read it for a while: it cannot be read, and epoll would report it for ever. `error` None: that is reported."""
         self.unwatch(port)
         self._backing_off[port] = BACKOFF
         if error is not None:

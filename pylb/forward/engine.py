@@ -291,7 +291,7 @@ class Engine:
         return self._flows.handover if self._flows is not None else None
 
     def take_flows(self, batches: Iterable[FlowBatch]) -> None:
-        """Those of the previous pylb, before the first table."""
+        """Take over the previous pylb's flows; call it before the first table."""
         for flows, fds in batches:
             self._of_udp().handover.passed.add(flows, fds)
 

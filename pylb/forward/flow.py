@@ -146,7 +146,7 @@ class Flow:
         )
 
     def story(self, end: End, code: str) -> RecordedSession:
-        """All that is known of it."""
+        """All that is known of the flow."""
         return RecordedSession(
             self.record(end, code),
             self.state,
@@ -163,13 +163,13 @@ class Flow:
         )
 
     def recorded(self) -> RecordedSession:
-        """Of one that has ended: for the recorder, when somebody asks."""
+        """The story of a flow that has ended: for the recorder, when somebody asks."""
         if self.end is None:
             raise ValueError(f"flow {self.number} has not ended")
         return self.story(self.end, self.code)
 
     def view(self, now: float) -> SessionView:
-        """Of a live one."""
+        """What the list of live sessions says of it."""
         server, frontend = self.server, self.frontend.frontend
         return SessionView(
             folded(self.client[0]),

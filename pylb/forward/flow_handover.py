@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class FlowHandover:
-    """Of one engine: it may take flows at its start, and pass them on at its end."""
+    """Takes flows over at the start of an engine, and passes them on at its end."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class FlowHandover:
             self._by_fd[flow.fd] = flow
 
     def described(self) -> Iterator[FlowBatch]:
-        """All flows for the next pylb."""
+        """Describe all flows for the next pylb, in batches."""
         return described(self._flows.flows, self._clock())
 
     def leave(self) -> None:

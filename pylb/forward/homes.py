@@ -185,7 +185,7 @@ class Homes:
 
 
 def _target(flow: Flow, server: ServerState) -> tuple[str, int]:
-    """Of a range that goes to a range, each port has its own."""
+    """Where the flow's datagrams go: of a range that goes to a range, each port has its own."""
     ip, port = server.target
     if server.server.address.last and flow.port is not None:
         port += flow.port.listen.port - flow.frontend.frontend.listen.port

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def view(one: "Session | Flow", now: float) -> SessionView | None:
-    """None: it has ended."""
+    """What the list of live sessions says of it. None: it has ended."""
     if one.state == State.CLOSED:
         return None
     return _view(one, now) if isinstance(one, Session) else one.view(now)

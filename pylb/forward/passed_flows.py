@@ -20,7 +20,7 @@ MOST = 200  # flows of a message
 
 
 def described(flows: Iterable[Flow], now: float) -> Iterator[FlowBatch]:
-    """All that have a server, in batches. The descriptors stay the flows' own."""
+    """Describe all flows that have a server, in batches. The descriptors stay the flows' own."""
     some: list[Mapping[str, Any]] = []
     fds: list[int] = []
     for flow in list(flows):  # each batch is sent before the next is asked for
@@ -95,7 +95,7 @@ class PassedFlow:
 
 
 class PassedFlows:
-    """Those that came, until the ports are open that they belong to."""
+    """Flows that came from the previous pylb, until the ports are open that they belong to."""
 
     def __init__(self) -> None:
         self._flows: dict[Listen, list[PassedFlow]] = {}
@@ -117,7 +117,7 @@ class PassedFlows:
                 _close(sock, fd)
 
     def take(self, listen: Listen) -> list[PassedFlow]:
-        """Those of a frontend."""
+        """Take those of a frontend out."""
         return self._flows.pop(listen, [])
 
     def close(self) -> int:

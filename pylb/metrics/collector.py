@@ -304,7 +304,7 @@ def _traffic(frontends: Grouped, table: Table) -> Families:
 
 
 def _datagrams(frontends: Grouped) -> Families:
-    """Of the frontends of UDP; a pylb without one has none of these."""
+    """Metrics of the frontends of UDP; a pylb without one has none of these."""
     counted = {name: [f.datagrams for f in group if f.datagrams is not None] for name, group in frontends.items()}
     counted = {name: group for name, group in counted.items() if group}
     if not counted:
@@ -401,7 +401,7 @@ def _reasons(frontend: Frontend, routes: int) -> list[str]:
 
 
 def _reasons_of_flows(policy: Policy) -> list[str]:
-    """The same for a frontend of UDP."""
+    """Like `_reasons`, for a frontend of UDP."""
     limits = policy.limits
     may = {
         "access": policy.access,

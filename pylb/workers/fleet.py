@@ -104,7 +104,7 @@ class Fleet:
         """Nothing was paused."""
 
     def described_flows(self) -> Iterator[FlowBatch]:
-        """None."""
+        """There are no flows that could pass on."""
         return iter(())
 
     def take_flows(self, batches: Iterable[FlowBatch]) -> None:

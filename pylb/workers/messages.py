@@ -158,7 +158,7 @@ class ServerCount(NamedTuple):
 
 
 class DatagramCount(NamedTuple):
-    """As forward.counters.DatagramCounters."""
+    """Like forward.counters.DatagramCounters."""
 
     relayed_in: int
     relayed_out: int

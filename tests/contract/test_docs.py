@@ -5,6 +5,8 @@ import re
 import runpy
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
 LINK = re.compile(r"\[([^\]\[]+)\]\(([^)\s]+)\)")
@@ -18,10 +20,10 @@ def test_the_generated_parts_of_the_documentation_are_up_to_date() -> None:
         assert path.read_text() == text, f"{path.name} is out of date: make docs"
 
 
-def test_every_test_that_the_security_model_names_exists() -> None:
-    text = (ROOT / "docs" / "security.md").read_text()
-    named = TEST.findall(text)
-    assert len(named) > 30
+@pytest.mark.parametrize(("page", "least"), [("security.md", 30), ("udp.md", 10)])
+def test_every_test_that_a_page_names_exists(page: str, least: int) -> None:
+    named = TEST.findall((ROOT / "docs" / page).read_text())
+    assert len(named) > least
     for file, test in named:
         source = (ROOT / file).read_text()
         assert not test or re.search(rf"^(async )?def {test}\(", source, re.MULTILINE), f"{file}::{test}"
