@@ -10,7 +10,7 @@ import click
 from pylb.cli import session_trace
 from pylb.cli.client import CONFIG, JSON, ask, say
 from pylb.cli.completion import words
-from pylb.cli.session_trace import LETTERS, REASONS
+from pylb.cli.session_trace import REASONS, of_letters
 from pylb.cli.tables import Block, facts, port_of, prose
 from pylb.core.address import UDP
 from pylb.core.health import NO_OBJECTION, NOT_ASKED, PASSED, YES
@@ -132,9 +132,10 @@ def _servers_wrong(found: Mapping[str, Any]) -> str | None:
 
 def _and_pass(found: Mapping[str, Any]) -> str:
     failing = [f"{address}{_at(one)}" for address, one in found["checked"].items() if one["found"] not in PASSED]
-    if not failing:
-        return " and pass their checks" if found["checked"] else ""
-    return f" and pass their checks, but for {', '.join(failing)}"
+    if not found["checked"]:
+        return ""
+    passed = ", which pass their checks" if found.get("protocol") == UDP else " and pass their checks"
+    return passed + (f", but for {', '.join(failing)}" if failing else "")
 
 
 def _at(check: Mapping[str, Any]) -> str:
@@ -160,7 +161,7 @@ def describe(found: Mapping[str, Any], holder: str) -> list[Block]:
     rows.append(("sessions", f"{found['live']} live, {sum(found['ended'].values())} ended since the start"))
     for code, count in sorted(found["ended"].items(), key=lambda item: -item[1])[:6]:
         if code[0] != "P":
-            rows.append(("", f"{code} {count}: {LETTERS.get(code, 'see docs/engine.md')}"))
+            rows.append(("", f"{code} {count}: {of_letters(code, udp=found.get('protocol') == UDP)}"))
     rows += [("denied", f"{count} ({reason}): {REASONS.get(reason, '')}") for reason, count in found["denied"].items() if count]
     rows += [("recorded", session_trace.line(one)) for one in found["recorded"]]
     if found["recorded"]:
@@ -205,13 +206,14 @@ def _route(found: Mapping[str, Any]) -> str:
 def _server_line(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     nobody = {"found": "not asked", "hint": "", "connect_only": True}  # it has joined since
     met, check = found["dialled"].get(row["address"], nobody), found["checked"].get(row["address"], nobody)
-    name = row["address"] if row["server"] == row["address"] else f"{row['server']} {row['address']}"
+    name = row["address"] if row["server"] == row["address"].removesuffix(f"/{UDP}") else f"{row['server']} {row['address']}"
     hint = f" ({met['hint']})" if met["hint"] else ""
     passes = YES if check["found"] in PASSED else check["found"]
     passes = "" if check["connect_only"] else f", passes its check{_at(check)} now: {passes}"
     by = ", ".join("the config" if one == "static" else one for one in row["held_by"]) or "nobody"
     if found.get("protocol") == UDP:
-        accepts = "nobody refuses a datagram" if met["found"] == NO_OBJECTION else f"a datagram met {met['found']}"
+        words = {YES: "answers a datagram now", NO_OBJECTION: "nobody refuses a datagram"}
+        accepts = words.get(met["found"], f"a datagram met {met['found']}")
     else:
         accepts = f"accepts connections now: {met['found']}"
     return f"{name}: {row['state']}, {accepts}{hint}{passes}; by {by}"

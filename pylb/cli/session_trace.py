@@ -97,7 +97,14 @@ def _headline(trace: Mapping[str, Any]) -> str:
 
 def meaning(trace: Mapping[str, Any]) -> str:
     """The meaning of its two letters, and why it was refused, if that is known."""
-    return REASONS.get(trace["reason"] or "") or LETTERS.get(trace["code"], "see docs/engine.md")
+    return REASONS.get(trace["reason"] or "") or of_letters(trace["code"], udp=trace["listen"].endswith("/udp"))
+
+
+def of_letters(code: str, *, udp: bool) -> str:
+    """What two letters mean. Nobody ends a flow of UDP."""
+    return (
+        "silent for timeouts.udp_idle, or all answers came" if udp and code == "--" else LETTERS.get(code, "see docs/engine.md")
+    )
 
 
 def _candidates(trace: Mapping[str, Any]) -> Table:

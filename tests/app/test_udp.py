@@ -96,7 +96,7 @@ def test_from_the_config_to_the_datagram_the_metric_the_log_and_every_view(
         assert (row["port"], row["protocol"], row["address"]) == (pylb.port, "udp", f"{IP}:{server.port}/udp")
         assert (row["state"], row["check"]) == ("up", "yes")
         explained = pylb.ask("explain", f"{pylb.port}/udp")
-        assert "is open here, and nobody refuses datagrams to its servers and pass their checks" in explained.stdout
+        assert "is open here, and nobody refuses datagrams to its servers, which pass their checks" in explained.stdout
         assert pylb.ask("explain", str(pylb.port)).returncode == 1  # of TCP nothing is known
         [live] = pylb.get("/v1/sessions?live=1").json["live"]
         assert (live["frontend"], live["state"]) == ("game", "settled")
