@@ -19,11 +19,11 @@ from pylb.control.replaced_tokens import inherited, inheriting
 from pylb.control.sharing import Sharing
 from pylb.control.state import ControlState
 from pylb.control.views import FrontendOutcome, Outcome, title
-from pylb.core.address import Address
+from pylb.core.address import UDP, Address
 from pylb.core.auth import Caller
 from pylb.core.claims import Claims
 from pylb.core.errors import Code, Refused
-from pylb.core.health import YES
+from pylb.core.health import PASSED, YES
 from pylb.core.loops import loop
 from pylb.core.ownership import Admitted, Change, admit, announce, release
 from pylb.core.policy import UNSAID, Balance, HealthMode, Policy
@@ -249,7 +249,8 @@ class Registrar:
                 reachable, hint = "", ""
                 if not item.target_last:
                     met = Counter(self._health_records.reachable(address)[:2] for address in addresses)
-                    answering = sum(count for (word, _), count in met.items() if word == YES)
+                    well = PASSED if item.protocol == UDP else {YES}  # a machine that is well may say nothing to a datagram
+                    answering = sum(count for (word, _), count in met.items() if word in well)
                     reachable, hint = met.most_common(1)[0][0]
                 servers = (len(addresses), answering)
                 hint = "" if answering else hint
