@@ -22,13 +22,13 @@ from pylb.control.steps import in_turns
 from pylb.control.views import routes_of_ports
 from pylb.core.address import UDP
 from pylb.core.errors import Code
-from pylb.core.policy import Policy
 from pylb.core.registration import State
 from pylb.core.table import DOWN, Frontend, Table
-from pylb.forward.counters import DROPS, Counters, FrontendCounters, Histogram, ServerCounters
+from pylb.forward.counters import Counters, FrontendCounters, Histogram, ServerCounters
 from pylb.host.machine import local_addresses
 from pylb.metrics.cluster import cluster_families
 from pylb.metrics.families import PART, Buckets, Row, Scrape, counter, gauge, histogram, simple
+from pylb.metrics.flows import datagram_families, denial_reasons
 from pylb.metrics.process import ProcessUsage, process_usage
 
 Families = Iterator[Metric]
@@ -75,7 +75,7 @@ class Metrics:
         return Scrape(
             chain(
                 _traffic(frontends, self._registry.table),
-                _datagrams(frontends),
+                datagram_families(frontends),
                 _servers(frontends),
                 await self._frontends(),
                 await self._servers_up(),
@@ -303,36 +303,6 @@ def _traffic(frontends: Grouped, table: Table) -> Families:
     )
 
 
-def _datagrams(frontends: Grouped) -> Families:
-    """Metrics of the frontends of UDP; a pylb without one has none of these."""
-    counted = {name: [f.datagrams for f in group if f.datagrams is not None] for name, group in frontends.items()}
-    counted = {name: group for name, group in counted.items() if group}
-    if not counted:
-        return
-    yield from counter(
-        "pylb_datagrams_total",
-        "UDP: datagrams passed on from clients (in) and to clients (out).",
-        ("frontend", "direction"),
-        chain.from_iterable(
-            [((name, "in"), sum(d.relayed_in for d in group)), ((name, "out"), sum(d.relayed_out for d in group))]
-            for name, group in counted.items()
-        ),
-    )
-    # All reasons from the start on: a series that begins at 1 has no increase that Prometheus could see.
-    yield from counter(
-        "pylb_datagrams_dropped_total",
-        "UDP: datagrams that were not passed on, by reason; `kernel`: a socket's buffer was full.",
-        ("frontend", "reason"),
-        (((name, reason), sum(d.dropped[reason] for d in group)) for name, group in counted.items() for reason in DROPS),
-    )
-    yield from counter(
-        "pylb_flows_rehomed_total",
-        "UDP: flows that went on to another server, because theirs refused, was down or had left.",
-        ("frontend",),
-        simple({name: sum(d.rehomed for d in group) for name, group in counted.items()}),
-    )
-
-
 def _servers(frontends: Grouped) -> Families:
     place = ("frontend", "server")
     yield from gauge(
@@ -373,7 +343,7 @@ def _denied(frontends: Grouped, table: Table) -> Iterator[Row]:
     routes = routes_of_ports(table)
     for one in table.frontends.values():
         udp = one.listen.protocol == UDP
-        if reasons := _reasons_of_flows(one.policy) if udp else _reasons(one, routes[one.listen]):
+        if reasons := denial_reasons(one.policy) if udp else _reasons(one, routes[one.listen]):
             possible.setdefault(one.name, set()).update(reasons)
     for name, group in frontends.items():
         counts = sum((f.denied for f in group), Counter[str]())
@@ -396,20 +366,6 @@ def _reasons(frontend: Frontend, routes: int) -> list[str]:
         "hello": routes,
         "server_name": routes and not frontend.servers,
         "queue": queue,
-    }
-    return [reason for reason, wanted in may.items() if wanted]
-
-
-def _reasons_of_flows(policy: Policy) -> list[str]:
-    """Like `_reasons`, for a frontend of UDP."""
-    limits = policy.limits
-    may = {
-        "access": policy.access,
-        "per_source": limits.per_source,
-        "per_source_rate": limits.per_source_rate,
-        "rate": limits.rate,
-        "max_connections": policy.max_connections,
-        "flows": True,  # the process's own limit
     }
     return [reason for reason, wanted in may.items() if wanted]
 

@@ -167,6 +167,7 @@ ELSEWHERE = {
     "pylb/metrics": {
         "cluster": "metrics/test_collector app/test_cluster",
         "families": "metrics/test_exposition",
+        "flows": "metrics/test_collector app/test_udp",
     },
     "pylb/upgrade": {
         "leaving": "app/test_upgrade",

@@ -1,17 +1,18 @@
 """Sets in control: what a restart and an older pylb make of them, and who is dialled before the answer."""
 
 import json
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pylb.control.views import Outcome
 from pylb.core.access import AccessList, AccessRule
-from pylb.core.address import parse_network
+from pylb.core.address import Ports, parse_network
 from pylb.core.policy import JoinRule, Rules, StaticFrontend
 from pylb.core.registration import SET, Announcement, FrontendRequest
 from pylb.core.server_set import Terms
-from tests.control.harness import NODE_A, NODE_B, NODE_C, Control, control, target
+from tests.control.harness import NODE_A, NODE_B, NODE_C, Control, control, target, token
 from tests.core.claiming import on
 from tests.support.ports import free_ports
 
@@ -87,6 +88,20 @@ async def test_the_answer_waits_for_the_first_server_that_answers_and_says_how_m
         assert one.servers is not None
         assert one.servers[0] == 3
         assert c.ranks(port)[NODE_B] == 0, "proven before clients come"
+
+
+async def test_a_machine_that_refuses_no_datagram_counts_as_answering(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    members = (("silent", NODE_A, None), ("refuses", NODE_B, None))
+    with socket.socket(type=socket.SOCK_DGRAM) as silent:
+        silent.bind((NODE_A, 30001))
+        async with control(tmp_path, replace(token(), ports=Ports((), udp=((port, port),)))) as c:
+            announcement = Announcement((FrontendRequest(port, 30001, protocol="udp"),), None, 900.0, members=members)
+            caller = c.caller()
+            await c.registry.calls.announce("web", SET, announcement, caller)
+            await c.registry.probe()
+            (one,) = (await c.registry.calls.announce("web", SET, announcement, caller)).frontends
+            assert (one.protocol, one.servers) == ("udp", (2, 1))
 
 
 async def test_a_repeated_set_is_a_beat_and_a_release_closes_its_port(tmp_path: Path) -> None:
