@@ -19,7 +19,7 @@ def cluster_verbs(registry: Registry) -> dict[str, Verb]:
         return {"cluster": cluster_json(sharing().view())}
 
     async def diff(_request: Mapping[str, Any]) -> dict[str, Any]:
-        return {"rows": sharing().differences()}
+        return {"rows": await sharing().differences()}
 
     async def resync(_request: Mapping[str, Any]) -> dict[str, Any]:
         sharing().resync()

@@ -78,6 +78,17 @@ def as_registration(key: Key, wanted: Wanted) -> Registration:
     return one
 
 
+def same_details(wanted: Wanted, one: Registration) -> bool:
+    """Whether it is served as the value in etcd asks. Another version may write the same with other fields."""
+    served = details_of(one)
+    if wanted.address != one.ips[0] or wanted.details == served:
+        return wanted.address == one.ips[0]
+    try:
+        return details_of(as_registration(one.key, wanted)) == served
+    except Refused:
+        return False
+
+
 def check_scope(one: Registration, desired: DesiredState) -> None:
     """What this balancer would check if the phone-home called here, except from where it calls. Raises Refused."""
     token = next((token for token in desired.keyring.tokens if token.name == one.key.token), None)

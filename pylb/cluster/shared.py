@@ -23,16 +23,17 @@ from pylb.cluster.registrations import (
     as_wanted,
     changed_keys,
     check_scope,
-    details_of,
     is_shared,
     refusal,
     reserved_slots,
+    same_details,
     with_own,
 )
 from pylb.cluster.sync import Presence, Sync
 from pylb.control.desired_state import DesiredState
 from pylb.control.event_texts import key_title
 from pylb.control.sharing import Apply, ClusterView, Merged, PortView
+from pylb.control.steps import in_turns
 from pylb.core.address import PortKey
 from pylb.core.errors import Code, Refused
 from pylb.core.merge.knowledge import owner_of
@@ -277,7 +278,7 @@ class Shared:
             return there is not None and not there.hearer
         if there is None or there.hearer != merged.hearer or there.state is not merged.state:
             return False
-        return there.ips[0] == merged.wanted.address and details_of(replace(there, displaced=())) == merged.wanted.details
+        return same_details(merged.wanted, replace(there, displaced=()))
 
     def of(self, key: Key) -> Merged | None:
         knowledge = self._replica.knowledge
@@ -315,17 +316,17 @@ class Shared:
             await self._woken.wait()
             self._woken.clear()
             keys, self._dirty = self._dirty, set()
-            if self._all_dirty and self._replica.linked:
-                self._all_dirty = False
-                known = self._replica.knowledge.registered()
-                keys = {*keys, *known, *self._desired().claims.registrations}
-            self._note_held()
-            if self._apply_keys is not None and keys:
-                try:
+            try:
+                if self._all_dirty and self._replica.linked:
+                    self._all_dirty = False
+                    keys |= {key async for key in in_turns(self._replica.knowledge.registered(), STEP)}
+                    keys |= {*self._desired().claims.registrations}
+                self._note_held()
+                if self._apply_keys is not None and keys:
                     self._note_unserved(keys, await self._apply_keys(keys, self))
-                except BaseException:
-                    self._on_change(keys)  # else nobody would look again
-                    raise
+            except BaseException:
+                self._on_change(keys)  # else nobody would look again
+                raise
 
     def _note_held(self) -> None:
         held = frozenset(self._replica.knowledge.held)
@@ -415,11 +416,14 @@ class Shared:
             tuple(members(self._replica)),
         )
 
-    def differences(self) -> list[dict[str, str]]:
-        held = self._desired().claims.registrations
-        keys = sorted({*self._replica.knowledge.registered(), *held})
-        differing = [key for key in keys if not self.agrees(key, held.get(key))]
-        return [difference(self._replica, key, held.get(key), self._unserved.get(key)) for key in differing]
+    async def differences(self) -> list[dict[str, str]]:
+        known = {key async for key in in_turns(self._replica.knowledge.registered(), STEP)}
+        found = list[dict[str, str]]()
+        async for key in in_turns(sorted({*known, *self._desired().claims.registrations}), STEP):
+            there = self._desired().claims.registrations.get(key)
+            if not self.agrees(key, there):
+                found.append(difference(self._replica, key, there, self._unserved.get(key)))
+        return found
 
     def forget(self, balancer: str) -> None:
         check_forget(self._replica, balancer, self.trouble())

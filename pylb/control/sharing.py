@@ -140,7 +140,7 @@ class Sharing(Protocol):
 
     def port(self, port: PortKey) -> PortView: ...
 
-    def differences(self) -> list[dict[str, str]]:
+    async def differences(self) -> list[dict[str, str]]:
         """Rows of what this balancer does not serve as the others do."""
 
     def forget(self, balancer: str) -> None:

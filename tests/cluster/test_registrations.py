@@ -19,6 +19,7 @@ from pylb.cluster.registrations import (
     is_shared,
     refusal,
     reserved_slots,
+    same_details,
 )
 from pylb.control.desired_state import DesiredState
 from pylb.control.storage.needs import KNOWN_NEEDS
@@ -144,6 +145,16 @@ def test_any_frontend_is_an_entry_or_refused(changes: dict[str, Any]) -> None:
     (first, *_) = json.loads(as_wanted(ONE, FREE).details)["frontends"]
     with suppress(Refused):
         as_registration(WEB, details(frontends=[{**first, **changes}]))
+
+
+def test_what_another_version_writes_otherwise_is_the_same() -> None:
+    """Else a balancer of version N would apply for ever what one of version N+1 hears."""
+    plain = json.loads(as_wanted(ONE, FREE).details)
+    newer = replace(as_wanted(ONE, FREE), details=json.dumps({**plain, "ttl": 30, "added_later": None}))
+    assert same_details(newer, replace(ONE, hearer="b", since=9.0))
+    assert not same_details(newer, replace(ONE, ttl=31.0))
+    assert not same_details(replace(newer, address="192.0.2.9"), ONE)
+    assert not same_details(replace(newer, details="{}"), ONE)
 
 
 # ---------------------------------------------------------------- what is in the way

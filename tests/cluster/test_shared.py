@@ -1,17 +1,12 @@
 """Balancers with one table, against the real etcd: what is registered at one is served by all, and what goes wrong between."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Self
-
-import pytest
 
 from pylb.api.explain import explain
 from pylb.api.routes import rows
 from pylb.cli.explain import verdict
 from pylb.control.sharing import HeardView, PortView
 from pylb.core.address import TCP, Listen, parse_ports
-from pylb.core.auth import Token
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import JoinRule, Rules, StaticFrontend
 from pylb.core.registration import Key, State
@@ -20,46 +15,7 @@ from tests.control.harness import NODE_A, NODE_B, NODE_C, control, token
 from tests.support.balancers import until
 from tests.support.etcd import Member, one_member
 from tests.support.ports import free_ports
-from tests.support.sharing import NODE, OTHER_NODE, SharingControl, shared_token
-
-WEB = Key("t", "web", "pod-1")
-
-
-class Pair:
-    """Balancers a and b. `made`: another one, or the same one again."""
-
-    def __init__(self, member: Member, prefix: str, folder: Path, *tokens: Token) -> None:
-        self.member, self.prefix, self.folder, self.tokens = member, prefix, folder, tokens
-        self.a, self.b = self.made("a", NODE_A), self.made("b", NODE_B)
-
-    def made(self, name: str, bind: str, **more: object) -> SharingControl:
-        tokens = more.pop("tokens", self.tokens)
-        return SharingControl(name, [self.member.url], self.prefix, self.folder / name, bind, *tokens, **more)
-
-    async def __aenter__(self) -> Self:
-        for name in ("a", "b", "c"):
-            (self.folder / name).mkdir(exist_ok=True)
-        for one in (self.a, self.b):
-            await one.__aenter__()
-            await one.connected()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for one in (self.a, self.b):
-            await one.die()
-
-
-@pytest.fixture
-async def pair(member: Member, prefix: str, tmp_path: Path) -> AsyncIterator[Pair]:
-    async with Pair(member, prefix, tmp_path) as found:
-        yield found
-
-
-async def refusal(call: object) -> Refused:
-    with pytest.raises(Refused) as caught:
-        await call  # type: ignore[misc]
-    return caught.value
-
+from tests.support.sharing import NODE, OTHER_NODE, WEB, Pair, SharingControl, refusal, shared_token
 
 # ---------------------------------------------------------------- what it is for
 
@@ -150,7 +106,7 @@ async def test_a_port_is_shared_by_server_names_across_balancers_as_on_one(membe
         await a.route(port, "mail", server_name="mail.example.net")
         for one in (a, b):
             await until(lambda one=one: len(one.registry.table.frontends) == 3)
-            assert not one.shared.differences()
+            assert not await one.shared.differences()
         assert "its default route has to wait" in (await refusal(a.route(port, "web"))).detail  # a server that speaks first
         (other,) = free_ports(1)
         await a.route(other, "ssh")
@@ -402,7 +358,7 @@ async def test_what_its_own_tokens_do_not_allow_is_not_served_and_it_says_so(pai
         assert c.table() == {}
         (text,) = c.shared.view().unserved
         assert text.startswith("t/web/pod-1: unauthorized: there is no token 't' here")
-        (row,) = c.shared.differences()
+        (row,) = await c.shared.differences()
         assert (row["registration"], row["here"], row["cluster"]) == ("t/web/pod-1", "", f"{NODE} fresh, heard by a")
         assert [alarm for kind, _, alarm in c.said if kind == "not_shared"] == [True]
 

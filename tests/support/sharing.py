@@ -6,18 +6,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+import pytest
+
 from pylb.cluster.etcd import Etcd, Waits
 from pylb.cluster.shared import ClusterSettings, Shared
 from pylb.control.views import Outcome
 from pylb.core.address import parse_network
 from pylb.core.auth import Token
+from pylb.core.errors import Refused
 from pylb.core.health import YES
 from pylb.core.policy import Policy, Rules, StaticFrontend
-from pylb.core.registration import Announcement, FrontendRequest
-from tests.control.harness import Control, token
+from pylb.core.registration import Announcement, FrontendRequest, Key
+from tests.control.harness import NODE_A, NODE_B, Control, token
 from tests.support.balancers import until
+from tests.support.etcd import Member
 
 NODE, OTHER_NODE = "192.0.2.1", "192.0.2.2"
+WEB = Key("t", "web", "pod-1")
 
 
 async def _answers(_request: object) -> str:
@@ -105,3 +110,33 @@ class SharingControl(Control):
             lambda: self.table().get(port, "") == text and (port in self.sink.ports) is bool(text),
             f"{self.name} has {text!r} on {port}: {self.table()}, {self.said[-3:]}",
         )
+
+
+class Pair:
+    """Balancers a and b. `made`: another one, or the same one again."""
+
+    def __init__(self, member: Member, prefix: str, folder: Path, *tokens: Token) -> None:
+        self.member, self.prefix, self.folder, self.tokens = member, prefix, folder, tokens
+        self.a, self.b = self.made("a", NODE_A), self.made("b", NODE_B)
+
+    def made(self, name: str, bind: str, **more: object) -> SharingControl:
+        tokens = more.pop("tokens", self.tokens)
+        return SharingControl(name, [self.member.url], self.prefix, self.folder / name, bind, *tokens, **more)
+
+    async def __aenter__(self) -> Self:
+        for name in ("a", "b", "c"):
+            (self.folder / name).mkdir(exist_ok=True)
+        for one in (self.a, self.b):
+            await one.__aenter__()
+            await one.connected()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for one in (self.a, self.b):
+            await one.die()
+
+
+async def refusal(call: object) -> Refused:
+    with pytest.raises(Refused) as caught:
+        await call  # type: ignore[misc]
+    return caught.value
