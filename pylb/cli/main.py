@@ -279,7 +279,8 @@ def schema() -> None:
 @CONFIG
 @JSON
 def doctor(config_path: Path | None, as_json: bool) -> None:
-    """Look for problems of this machine and its config: limits, ports, clock, certificate, state, conntrack.
+    """Look for problems of this machine and its config: limits, ports, clock, certificate, state, conntrack; with
+    cluster.etcd also of etcd and the other balancers.
 
     Each line says what was found, and what to do about it. Exit code 1 if something needs doing.
     """

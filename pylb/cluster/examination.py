@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
 
 from pylb.cluster.etcd import Credentials, Etcd, Waits
-from pylb.cluster.gateway import Compacted, EtcdError, Event, Status, Txn
+from pylb.cluster.gateway import Compacted, Denied, EtcdError, Event, Status, Txn
 from pylb.cluster.keys import read_pair
 from pylb.cluster.registrations import KNOWN
 from pylb.core.merge.values import Member, MemberKey, PresenceKey
@@ -42,34 +42,46 @@ async def examine(
         yield Answer("etcd", False, credentials.wrong, "pylb check names the line")
         return
     found = await asyncio.gather(*(_member(url, credentials, waits) for url in endpoints))
-    for answers, _ in found:
-        for one in answers:
-            yield one
-    statuses = [status for _, status in found if status is not None]
-    yield _quorum(len(endpoints), statuses)
-    if answering := [url for url, (_, status) in zip(endpoints, found, strict=True) if status is not None]:
+    for one in found:
+        for answer in one.answers:
+            yield answer
+    statuses = [one.status for one in found if one.status is not None]
+    if statuses or not any(one.is_there for one in found):
+        yield _quorum(len(endpoints), statuses)
+    if answering := [url for url, one in zip(endpoints, found, strict=True) if one.is_there]:
         async with Etcd(answering, credentials, waits=waits) as etcd:
             try:
-                async for one in _prefix(etcd, name, prefix.rstrip("/").encode() + b"/"):
-                    yield one
+                async for answer in _prefix(etcd, name, prefix.rstrip("/").encode() + b"/"):
+                    yield answer
             except EtcdError as error:
                 remedy = "deploy/etcd/users makes a user who may; docs/runbook.md, PylbClusterDisconnected"
                 yield Answer("etcd's keys", False, str(error), remedy)
 
 
-async def _member(url: str, credentials: Credentials, waits: Waits) -> tuple[list[Answer], Status | None]:
+class _Found(NamedTuple):
+    """About one endpoint. `status`: what it says of itself, if this user may know it."""
+
+    answers: list[Answer]
+    status: Status | None = None
+    is_there: bool = True
+
+
+async def _member(url: str, credentials: Credentials, waits: Waits) -> _Found:
     async with Etcd([url], credentials, waits=waits) as etcd:
         try:
             status = await etcd.status()
+        except Denied as error:
+            remedy = "cluster.etcd.username and password_file; deploy/etcd/users makes the user"
+            return _Found([Answer(f"etcd {url}", False, str(error), remedy)])
         except EtcdError as error:
             remedy = "start it, or let this machine reach it: deploy/etcd/README.md"
-            return [Answer(f"etcd {url}", False, str(error), remedy)], None
+            return _Found([Answer(f"etcd {url}", False, str(error), remedy)], is_there=False)
     size = f"{status.database >> 20} MiB" if status.database >> 20 else f"{status.database >> 10} KiB"
     answers = [_health(url, status, f"{status.version}, database {size}")]
     if status.ahead is not None and abs(status.ahead) > APART:
         text = f"its clock is {abs(status.ahead):.0f} s {'ahead of' if status.ahead > 0 else 'behind'} this machine's"
         answers.append(Answer(f"etcd {url}", False, text, "timedatectl set-ntp true on both: certificates go by the clock"))
-    return answers, status
+    return _Found(answers, status)
 
 
 def _health(url: str, status: Status, text: str) -> Answer:

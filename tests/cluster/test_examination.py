@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import pytest
 
 from pylb.cluster import examination
-from pylb.cluster.etcd import NO_CREDENTIALS, Credentials, Waits
+from pylb.cluster.etcd import NO_CREDENTIALS, Credentials, Etcd, Waits
 from pylb.cluster.examination import Answer, examine
-from pylb.cluster.gateway import Status
+from pylb.cluster.gateway import Denied, Status
 from pylb.cluster.keys import write_value
 from pylb.cluster.registrations import KNOWN
 from pylb.core.merge.values import Member as Balancer
@@ -64,6 +64,22 @@ async def test_an_endpoint_that_does_not_answer_is_named_and_the_others_are_aske
     assert found["etcd's members"][1:3] == (False, "1 of 2 endpoints answer")
     assert found["etcd's keys"].ok
     assert list(await asked([url], prefix)) == [f"etcd {url}", "etcd's members"]
+
+
+async def test_a_member_that_says_nothing_of_itself_to_this_user_is_asked_for_the_keys(
+    member: Member, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def denied(_etcd: Etcd) -> Status:
+        raise Denied("permission denied")
+
+    monkeypatch.setattr(Etcd, "status", denied)
+    found = await asked([member.url], prefix)
+    assert list(found) == [f"etcd {member.url}", "etcd's keys", "balancers"]
+    assert found[f"etcd {member.url}"][2:] == (
+        "permission denied",
+        "cluster.etcd.username and password_file; deploy/etcd/users makes the user",
+    )
+    assert found["etcd's keys"].ok
 
 
 async def test_without_usable_files_nothing_is_asked() -> None:

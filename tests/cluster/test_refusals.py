@@ -95,6 +95,10 @@ async def test_doctor_names_missing_rights(guarded: Member) -> None:
         assert found[f"etcd {guarded.url}"].ok
         assert found["etcd's keys"].ok is ok
     assert "permission denied" in found["etcd's keys"].found
+    wrong = Credentials(Login("pylb", "wrong"))
+    found = {one.what: one async for one in examine("lb-a", [guarded.url], "/mine", wrong, waits)}
+    assert not found["etcd's keys"].ok
+    assert "invalid user ID or password" in found["etcd's keys"].found
 
 
 async def test_a_gateway_that_is_off_is_named(tmp_path: Path) -> None:
