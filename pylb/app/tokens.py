@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from pylb.config import Config, first_run_token, read_secrets_again
@@ -46,7 +47,7 @@ class TokenStore:
         """Read the files again. The content of a file that cannot be read stays in force; this is reported once."""
         self._config, complaints = read_secrets_again(self._config)
         found = read_generated(self._config.state_dir)
-        kept = {name: made for name, made in self._generated.tokens.items() if _complained(found, name)}
+        kept = {name: made for name, made in self._generated.tokens.items() if not found.listed or _complained(found, name)}
         self._generated = GeneratedTokens(kept | found.tokens, found.complaints)
         self._say([*complaints, *found.complaints])
         try:
@@ -65,7 +66,8 @@ class TokenStore:
         state_dir = self._config.state_dir
         yield from (entry.secret_file for entry in self._config.tokens if entry.secret_file is not None)
         yield state_dir / TOKEN_FILE
-        yield from paths(state_dir)
+        with suppress(OSError):  # what they say stays in force, and `read_again` reports it
+            yield from paths(state_dir)
 
     def _unshadowed(self) -> Iterable[Token]:
         configured = {entry.name for entry in self._config.tokens}

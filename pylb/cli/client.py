@@ -16,20 +16,34 @@ from pylb.control.storage.places import SYSTEM_FILE, VARIABLE, chosen
 from pylb.core.text import span
 
 FAILED, UNUSABLE = 1, 2
+AS_OWNER = "ask as root or as the user that pylb runs as"
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 Answer = dict[str, Any]
 _said = {""}  # notes that were printed: `status --watch` asks again and again
 
 
 def _chosen(_context: click.Context, _option: click.Parameter, given: Path | None) -> Path | None:
-    return chosen(given, os.environ)
+    found = chosen(given, os.environ)
+    if found is not None and _forbidden(found):
+        raise click.BadParameter(f"{found} may not be read by this user: {AS_OWNER}")
+    return found
+
+
+def _forbidden(path: Path) -> bool:
+    try:
+        path.stat()
+    except PermissionError:  # a directory on the way may not be entered
+        return True
+    except OSError:
+        return False
+    return not os.access(path, os.R_OK)
 
 
 CONFIG = click.option(
     "-c",
     "--config",
     "config_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path, dir_okay=False, readable=False),
     callback=_chosen,
     help="Default: $PYLB_CONFIG, else /etc/pylb/pylb.yaml if it is there, else the embedded defaults.",
 )
@@ -52,7 +66,7 @@ def ask(
     except (FileNotFoundError, ConnectionRefusedError):
         die(f"no pylb is running with {path}{_by(config_path)}", hint="start it, or name its config with -c")
     except PermissionError:
-        die(f"{path}: permission denied", hint="ask as root or as the user that pylb runs as")
+        die(f"{path}: permission denied", hint=AS_OWNER)
     except TimeoutError:
         hint = "it may still do what it was asked: look at `pylb status` and its log"
         die(f"{path}: pylb did not answer within {span(timeout)}", hint=hint)
@@ -69,9 +83,12 @@ def duration(_context: click.Context, _option: click.Parameter, text: str | None
     from pylb.config.values import parse_duration  # noqa: PLC0415
 
     try:
-        return None if text is None else parse_duration(text)
+        seconds = None if text is None else parse_duration(text)
     except ValueError as error:
         raise click.BadParameter(in_words(error)) from None
+    if seconds == 0:
+        raise click.BadParameter(f"{text} is no time at all")
+    return seconds
 
 
 def running(directory: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pylb.cli.client import CONFIG, FAILED, JSON, ask, die, loaded, running, say, state_dir
+from pylb.cli.client import AS_OWNER, CONFIG, FAILED, JSON, ask, die, loaded, running, say, state_dir
 from pylb.cli.completion import words
 from pylb.cli.joins import controller_manifests, for_controller, join_string, manifests_of
 from pylb.cli.program import Verbs
@@ -65,7 +65,8 @@ def token(context: click.Context, config_path: Path | None, show: bool) -> None:
     try:
         say(path.read_text().strip())
     except OSError as error:
-        die(f"{path}: {error.strerror}. It is made by the first `pylb run` without configured tokens.")
+        made = "it is made by the first `pylb run` without configured tokens"
+        die(f"{path}: {error.strerror}", hint=AS_OWNER if isinstance(error, PermissionError) else made)
     except UnicodeDecodeError:
         die(f"{path} is not text. Move it away: the next start of pylb makes another one.")
 
@@ -180,6 +181,8 @@ def list_(config_path: Path | None, as_json: bool) -> None:
 
     config = loaded(config_path)
     found = read_generated(config.state_dir)
+    if not found.listed:
+        die("; ".join(found.complaints), hint=AS_OWNER)
     configured = {entry.name for entry in config.tokens}
     uses = _uses(config.state_dir)
     rows = [_row(entry, "config", config.secrets_of(entry.name), uses) for entry in config.tokens]

@@ -38,11 +38,16 @@ class GeneratedToken(m.TokenEntry):
 class GeneratedTokens:
     tokens: dict[str, GeneratedToken] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)  # about files that cannot be used; the others are valid
+    listed: bool = True  # False: the directory cannot be read, so there may be others
 
 
 def read_generated(state_dir: Path) -> GeneratedTokens:
     found = GeneratedTokens()
-    for path in paths(state_dir):
+    try:
+        files = paths(state_dir)
+    except OSError as error:
+        return GeneratedTokens(complaints=[f"{state_dir / FOLDER} cannot be read: {error.strerror}"], listed=False)
+    for path in files:
         try:
             made = GeneratedToken.model_validate(json.loads(read_regular(path, _MOST_BYTES)))
             if path.name != made.name:
@@ -59,10 +64,10 @@ def read_generated(state_dir: Path) -> GeneratedTokens:
 
 
 def paths(state_dir: Path) -> list[Path]:
-    """The files that exist at the moment."""
+    """The files that exist at the moment. Raises OSError: nobody can say."""
     try:
         return sorted(path for path in (state_dir / FOLDER).iterdir() if not path.name.startswith("."))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

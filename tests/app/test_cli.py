@@ -287,7 +287,7 @@ def test_each_new_token_is_another_strong_one(tmp_path: Path) -> None:
 def test_the_generated_token_can_be_shown_once_it_exists(tmp_path: Path) -> None:
     ended = cli(tmp_path, "token", "--show")
     assert ended.returncode == 2
-    assert "It is made by the first `pylb run`" in ended.stderr
+    assert "(it is made by the first `pylb run`" in ended.stderr
     folder = default_state_dir({"HOME": str(tmp_path)})
     os.makedirs(folder)
     (folder / TOKEN_FILE).write_text("a-secret\n")

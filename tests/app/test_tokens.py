@@ -1,5 +1,6 @@
 """Tokens by `pylb token`: made, used by a real phone-home through a join string, rotated, revoked, restored from a backup."""
 
+import errno
 import json
 import os
 import re
@@ -14,10 +15,13 @@ from tempfile import TemporaryDirectory
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from phonehome.controller import options
-from pylb.app.tokens import TOKEN_FILE
-from pylb.config.generated_tokens import FOLDER, read_generated
+from pylb.app.tokens import TOKEN_FILE, TokenStore
+from pylb.cli.main import main
+from pylb.config import load
+from pylb.config.generated_tokens import FOLDER, GeneratedToken, read_generated, write_generated
 from tests.app.instance import SECRET, Instance, cli, token
 from tests.app.test_cli import INC
 from tests.support.peers import need_root
@@ -237,6 +241,33 @@ def test_a_secret_file_that_changes_counts_without_a_reload(pylb: Instance) -> N
     file.write_text("short\n")
     pylb.running.has_said("the secret of token 'app' stays as it was")
     assert pylb.register(pylb.port, 30000, secret=new).status == 200
+
+
+def test_made_tokens_whose_directory_cannot_be_read_stay_in_force_and_are_not_said_to_be_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them were revoked by one EMFILE, and `pylb token list` of a plain user showed the config's alone."""
+    made = GeneratedToken.model_validate({"name": "app", "secrets": [SECRET], "ports": ["8443"]})
+    write_generated(tmp_path, made)
+    (tmp_path / "pylb.yaml").write_text(f"state_dir: {tmp_path}\n")
+    store = TokenStore(load(tmp_path / "pylb.yaml", {}))
+    assert [one.name for one in store.keyring().tokens if one.name == "app"] == ["app"]
+
+    def closed(_folder: Path) -> Iterator[Path]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    store.read_again()
+    assert [one.name for one in store.keyring().tokens if one.name == "app"] == ["app"]
+    assert tmp_path / TOKEN_FILE in store.files()
+    ended = CliRunner().invoke(main, ["token", "list", "-c", str(tmp_path / "pylb.yaml")])
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert (
+        f"{tmp_path / FOLDER} cannot be read: Permission denied (ask as root or as the user that pylb runs as)" in ended.stderr
+    )
+    monkeypatch.undo()
+    store.read_again()
+    assert store.generated.listed
 
 
 def test_a_broken_file_of_a_made_token_costs_nobody_and_is_said(tls: Instance) -> None:

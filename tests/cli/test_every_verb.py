@@ -136,6 +136,35 @@ def test_a_wrong_option_says_what_to_write() -> None:
     assert said in ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["run", "--listen"], "Try 'pylb run --help' for help.\n\nError: Option '--listen' requires an argument."),
+        (["ctl", "drain", "203.0.113.7", "--for"], "Try 'pylb ctl drain --help' for help."),
+        (["ctl", "drain", "203.0.113.7", "--for", "0s"], "0s is no time at all"),
+        (["sessions", "--code", "SC"], "--code and --since are of sessions that have ended: add --ended"),
+        (["sessions", "--since", "10m"], "--code and --since are of sessions that have ended: add --ended"),
+    ],
+)
+def test_what_was_typed_wrongly_is_said_with_the_verb_whose_help_has_more(typed: list[str], said: str) -> None:
+    ended = CliRunner().invoke(main, typed, prog_name="pylb")
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(f"Usage: pylb {typed[0]}")
+    assert said in ended.stderr
+
+
+def test_a_config_that_this_user_may_not_read_says_who_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """click said that it is not readable, and a file of PYLB_CONFIG or its directory "no pylb is running with this file"."""
+    file = tmp_path / "closed/pylb.yaml"
+    file.parent.mkdir()
+    file.write_text("state_dir: state\n")
+    monkeypatch.setattr("pylb.cli.client.os.access", lambda path, _mode: path != file)
+    for typed, env in ((["-c", str(file)], {}), ([], {"PYLB_CONFIG": str(file)})):
+        ended = CliRunner().invoke(main, ["status", *typed], env=env)
+        assert (ended.exit_code, ended.stdout) == (2, "")
+        assert f"{file} may not be read by this user: ask as root or as the user that pylb runs as" in ended.stderr
+
+
 def test_a_pylb_that_does_not_answer_in_time_may_still_do_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def late(*_: object) -> None:
         raise TimeoutError("timed out")
