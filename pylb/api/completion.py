@@ -1,10 +1,11 @@
-"""What a shell completes with: ports, names, targets of `pylb ctl`, ids of sessions, and tokens of the running pylb."""
+"""What a shell completes with: ports, names, targets of `pylb ctl`, ids of sessions, tokens, balancers of the running pylb."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from pylb.control.registry import VIEWS, Registry
+from pylb.control.sharing import MemberView
 from pylb.control.steps import in_turns
 from pylb.control.views import RegistrationView
 from pylb.core.errors import Code, Refused
@@ -41,6 +42,8 @@ async def words(
             await look(sessions, lambda one: [(one.id, f"{one.client} to {one.frontend}")])
         elif kind == "token":
             await look(tokens, lambda name: [(name, "token")])
+        elif kind == "balancer":
+            await look(() if registry.sharing is None else registry.sharing.view().members, _balancer)
         else:
             raise Refused(Code.INVALID, f"kinds: {kind[:40]!r} is not known")
     return _first(found)
@@ -61,6 +64,11 @@ def _registration(one: RegistrationView) -> Words:
     return [(one.name, "registration"), (f"{one.name}/{one.instance}", f"registration of token {one.token}")]
 
 
+def _balancer(one: MemberView) -> Words:
+    """Those that may be forgotten: one that is present may not."""
+    return [] if one.present else [(one.name, "away")]
+
+
 def request_of(request: Mapping[str, Any]) -> tuple[list[str], str]:
     """`kinds` and `prefix` of a request. Raises Refused."""
     kinds, prefix = request.get("kinds"), request.get("prefix")
@@ -72,6 +80,7 @@ def request_of(request: Mapping[str, Any]) -> tuple[list[str], str]:
 _OF_FRONTENDS: dict[str, Callable[[Frontend], Words]] = {
     "port": lambda one: [] if one.listen.server_name else [(one.listen.port_text, one.name)],
     "frontend": lambda one: [(one.name, f"port {one.listen.route_text}")],
+    "server_name": lambda one: [(name, f"port {one.listen.port_text}")] if (name := one.listen.server_name) else [],
     "server": lambda one: ((server.name, str(server.address)) for server in one.servers),
     "target": _targets,
 }

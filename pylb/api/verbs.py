@@ -89,7 +89,7 @@ def verbs(registry: Registry, service: AppOperations, live: SessionControl) -> d
         | _traces(registry, service, live)
         | _changes(registry, service)
         | _operator(registry)
-        | _sessions(live)
+        | _sessions(registry, live)
         | _address(registry, service)
         | cluster_verbs(registry)
     )
@@ -264,16 +264,18 @@ def _operator(registry: Registry) -> dict[str, Verb]:
     return {"admin": admin, "weight": weight, "words": words}
 
 
-def _sessions(live: SessionControl) -> dict[str, Verb]:
+def _sessions(registry: Registry, live: SessionControl) -> dict[str, Verb]:
     """The verbs about sessions, and those of `pylb ctl` that reset them."""
 
     async def sessions(request: Mapping[str, Any]) -> dict[str, Any]:
         if request.get("ended"):
             past = await ended(live, query_of(request, time.time(), MOST_ENDED))
             traces = [trace_json(one) for one in past.traces]
-            return {"total": len(traces), "sessions": traces, "reach": reach_json(past.reach)}
-        found = await living(live, query_of(request, time.time()))
-        return {"total": found.matching, "sessions": [session_json(one) for one in found.sessions]}
+            answer = {"total": len(traces), "sessions": traces, "reach": reach_json(past.reach)}
+        else:
+            found = await living(live, query_of(request, time.time()))
+            answer = {"total": found.matching, "sessions": [session_json(one) for one in found.sessions]}
+        return answer if answer["sessions"] else answer | {"known": _is_known(registry, request.get("frontend"))}
 
     async def shutdown_session(request: Mapping[str, Any]) -> dict[str, Any]:
         found = the_session(_text(request, "session"), await live.sessions())
@@ -294,6 +296,13 @@ def _sessions(live: SessionControl) -> dict[str, Verb]:
         return {"lines": [f"reset: {counted(count, 'session')} of {name}" for name, count in counts.items()]}
 
     return {"sessions": sessions, "shutdown session": shutdown_session, "shutdown sessions": shutdown_sessions}
+
+
+def _is_known(registry: Registry, frontend: object) -> bool:
+    """Whether there is such a frontend now, if one was asked for."""
+    return not frontend or any(
+        frontend == one.name or one.listen.is_named(str(frontend)) for one in registry.table.frontends.values()
+    )
 
 
 def _seconds(request: Mapping[str, Any]) -> float | None:

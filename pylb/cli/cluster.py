@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from pylb.cli.client import CONFIG, JSON, ask, say
+from pylb.cli.completion import words
 from pylb.cli.program import Verbs
 from pylb.cli.tables import Column, Table, prose
 from pylb.core.text import counted, span
@@ -58,7 +59,7 @@ def _members(members: list[dict[str, Any]]) -> Table:
         return f"{there}, behind" if one["behind"] else there
 
     rows = [(one["name"] + (" (this one)" if one["here"] else ""), state(one), one["hears"]) for one in members]
-    return Table([Column("balancer"), Column("state"), Column("hears", right=True)], rows)
+    return Table([Column("BALANCER", folds=True), Column("STATE"), Column("HEARS", right=True)], rows)
 
 
 @cluster.command("diff")
@@ -88,7 +89,7 @@ def resync(config_path: Path | None, as_json: bool) -> None:
 @cluster.command("forget")
 @CONFIG
 @JSON
-@click.argument("balancer", metavar="NAME")
+@click.argument("balancer", metavar="NAME", shell_complete=words("balancer"))
 def forget(config_path: Path | None, as_json: bool, balancer: str) -> None:
     """Remove a balancer that does not come back, with the registrations that only it hears.
 

@@ -23,7 +23,13 @@ WELL = PASSED | {NOT_ASKED}
 @CONFIG
 @JSON
 @click.argument("what", metavar="PORT|NAME|SESSION", shell_complete=words("port", "frontend", "registration", "session"))
-@click.option("--name", "asked", metavar="SERVER_NAME", help="What a TLS client gets that asks for this name.")
+@click.option(
+    "--name",
+    "asked",
+    metavar="SERVER_NAME",
+    shell_complete=words("server_name"),
+    help="What a TLS client gets that asks for this name.",
+)
 def explain(config_path: Path | None, as_json: bool, what: str, asked: str | None) -> None:
     """Why a port does not answer: is it open, and by whom; who registered it, who was refused and why; whether each of its
     servers accepts connections and passes its check right now; how its sessions ended; with a shared table which balancer

@@ -313,7 +313,13 @@ def doctor(config_path: Path | None, as_json: bool) -> None:
 @CONFIG
 @JSON
 @click.argument("what", metavar="PORT|NAME[/INSTANCE]", shell_complete=words("port", "registration"))
-@click.option("--name", "route", metavar="SERVER_NAME", help="Of the port only the route of this server name.")
+@click.option(
+    "--name",
+    "route",
+    metavar="SERVER_NAME",
+    shell_complete=words("server_name"),
+    help="Of the port only the route of this server name.",
+)
 @click.option("--default", is_flag=True, help="Of the port only the default route.")
 def release(config_path: Path | None, as_json: bool, what: str, route: str | None, default: bool) -> None:
     """Release the registrations of a port, of a name, or of one instance. A port closes with its last registration.

@@ -30,7 +30,11 @@ class Verbs(click.Group):
         here = self.instead.get(args[0])
         if here is not None and not ctx.resilient_parsing:  # as it is while a shell completes
             raise click.UsageError(f"No such command '{args[0]}'. Here it is: {here}", ctx)
-        return super().resolve_command(ctx, args)
+        found = super().resolve_command(ctx, args)
+        root = ctx.find_root().command
+        if isinstance(root, Program) and found[1] is not None:
+            root.asked = click.Context(found[1], ctx, found[0])
+        return found
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         found = [(name, command) for name, command in sorted(self.commands.items()) if not command.hidden]
@@ -44,6 +48,7 @@ class Program(Verbs):
     def __init__(self, *args: Any, sections: Mapping[str, Mapping[str, str]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.sections = sections
+        self.asked: click.Context | None = None  # the verb that was named, for click's mistakes that do not say where
         self._lines = {name: text for verbs in sections.values() for name, text in verbs.items()}
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
@@ -58,6 +63,8 @@ class Program(Verbs):
         try:
             done = super().main(given, prog_name or "pylb", *rest, **(extra | {"standalone_mode": False}))
         except click.ClickException as error:  # wrong usage
+            if isinstance(error, click.UsageError):
+                error.ctx = error.ctx or self.asked
             _report(as_json, "usage", error.format_message(), _help_of(error), error.exit_code)
             error.show()
             sys.exit(error.exit_code)

@@ -200,7 +200,7 @@ def _tcp(info: Mapping[str, Any] | None) -> str:
 
 
 def _duration(ms: int) -> str:
-    return span(ms / 1000)
+    return span(ms / 1000) if ms else "less than 1 ms"
 
 
 def reach(found: Mapping[str, Any]) -> str:

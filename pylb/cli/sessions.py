@@ -1,7 +1,7 @@
 """`pylb sessions`: lists live and ended sessions."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import click
 
 from pylb.cli.client import CONFIG, JSON, ask, duration, say
 from pylb.cli.completion import words
-from pylb.cli.session_trace import ended_table, reach
+from pylb.cli.session_trace import LETTERS, ended_table, reach
 from pylb.cli.tables import Column, Table, size
 from pylb.core.text import span
 
@@ -35,6 +35,8 @@ def sessions(config_path: Path | None, as_json: bool, ended: bool, **asked: Any)
     Each pylb remembers its last `recorder.sessions` (1000) ended sessions of each code, until it ends. The last line says
     since when the list is complete.
     """
+    if not ended and (asked["code"] or asked["since"]):
+        raise click.UsageError("--code and --since are of sessions that have ended: add --ended")
     answer = ask(config_path, {"verb": "sessions", "ended": ended} | asked)
     found = answer["sessions"]
     if as_json:
@@ -47,8 +49,19 @@ def sessions(config_path: Path | None, as_json: bool, ended: bool, **asked: Any)
         say(reach(answer["reach"]), err=True)
     if not found and not as_json:
         say("no session has ended like that" if ended else "no session is live", err=True)
+        for text in _unknown(asked, frontend=answer.get("known", True)):
+            say(text, err=True)
     if (more := answer["total"] - len(found)) > 0 and not as_json:
         say(f"and {more} more", err=True)
+
+
+def _unknown(asked: Mapping[str, Any], *, frontend: bool) -> Iterator[str]:
+    """What nothing was found of for a reason that may be a mistake. `frontend`: is there such a one now?"""
+    if not frontend:
+        yield f"there is no frontend {asked['frontend']} now: `pylb routes` shows those that there are"
+    for code in filter(None, (asked["code"] or "").split(",")):
+        if code not in LETTERS:
+            yield f"{code} is no code that a session ends with: docs/engine.md has them, and capitals matter"
 
 
 def live_table(found: Sequence[Mapping[str, Any]]) -> Table:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pylb.api import completion
+from pylb.control.sharing import MemberView
 from pylb.core.address import Listen
 from pylb.web.control_client import call
 from tests.app.instance import Instance, cli, echo
@@ -108,6 +109,18 @@ def test_the_script_is_one_that_the_shell_can_read(shell: str, tmp_path: Path) -
     assert "_PYLB_COMPLETE" in file.read_text()
     done = subprocess.run([need(shell), "-n", str(file)], check=False, capture_output=True, text=True, timeout=20)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+async def test_names_of_routes_and_balancers_that_may_be_forgotten_are_words_too() -> None:
+    listens = [Listen("tcp", "*", 443), Listen("tcp", "*", 443)._replace(server_name="git.example.net")]
+    frontends = {one: SimpleNamespace(name="web", listen=one, servers=()) for one in listens}
+    members = [MemberView("lb-a", True, True, 1, 1, False), MemberView("lb-b", False, False, 1, 1, True)]
+    sharing = SimpleNamespace(view=lambda: SimpleNamespace(members=members))
+    registry: Any = SimpleNamespace(table=SimpleNamespace(frontends=frontends), sharing=sharing)
+    assert await completion.words(registry, (), (), ["server_name"], "git") == [("git.example.net", "port 443")]
+    assert await completion.words(registry, (), (), ["balancer"], "") == [("lb-b", "away")]
+    registry.sharing = None
+    assert await completion.words(registry, (), (), ["balancer"], "") == []
 
 
 async def test_the_words_of_thousands_of_frontends_are_never_sorted_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

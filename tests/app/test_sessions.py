@@ -102,6 +102,8 @@ def test_what_became_of_each_session_can_be_asked(pylb: Instance, echo_port: int
 
 def test_a_recorder_that_is_off_says_so(pylb: Instance, echo_port: int) -> None:
     start(pylb, echo_port, 1, recorder={"sessions": 0})
+    assert "there is no frontend wbe now: `pylb routes` shows" in ask(pylb, "sessions", "--frontend", "wbe").stderr
+    assert ask(pylb, "sessions", "--frontend", "web").stderr == "no session is live\n"
     client = connect(pylb)
     [live] = asked(pylb)
     assert told(pylb, live["id"]).startswith(f"session {live['id']} ")
