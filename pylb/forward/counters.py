@@ -142,7 +142,7 @@ class Counters:
     def __init__(self, max_connections: int) -> None:
         self.frontends: dict[Listen, FrontendCounters] = {}
         self.open_sessions = 0
-        self.open_flows = 0  # of UDP; they are no part of open_sessions, because they take none of its places
+        self.open_flows = 0  # of UDP; they are not part of open_sessions, because they take none of its places
         self.buffered = 0  # bytes in memory and pipes that wait for blocked destinations
         self.max_connections = max_connections
         self.guaranteed = 0  # the part of max_connections that each frontend has for itself

@@ -81,7 +81,7 @@ class PassedFlow:
         )
         self.local = bytes.fromhex(said["local"])
         if len(self.local) not in (0, 4, 16):
-            raise ValueError(f"{self.local!r} is no address")
+            raise ValueError(f"{self.local!r} is not an address")
         self.port = _whole(said["port"])
         self.server, self.address = _text(said["server"]), written_address(said["address"])
         self.state = FlowState(said["state"])
@@ -142,13 +142,13 @@ def _close(sock: SocketType | None, fd: int) -> None:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r:.40} is no text")
+        raise TypeError(f"{value!r:.40} is not a text")
     return value
 
 
 def _whole(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise TypeError(f"{value!r:.40} is no number")
+        raise TypeError(f"{value!r:.40} is not a number")
     return value
 
 
