@@ -34,9 +34,12 @@ from pylb.core.table import Frontend, Server, Table, differing
 
 AGAIN = 20.0  # seconds between two connects to a server whose owner no longer calls
 SHARED = 100  # servers that learn the same answer between two turns of the loop: 1 to 2 ms
+TAKEN = 100  # servers that are due, looked at between two turns of the loop: 1 ms
 BATCH = 16  # probes begun at once, a tenth of a millisecond each; then the loop gets its turn
 ADDRESSES = 250  # added to those asked on, or removed, between two turns of the loop: 1 ms
 
+# What to ask, for which servers, and whether silence is expected: an address for proof, a server for health
+_Due = dict[ProbeRequest, tuple[list[ServerKey | Address], bool]]
 News = Callable[[list[Listen], str, str, Mapping[str, str | int]], None]
 
 
@@ -51,6 +54,7 @@ class Checker:
         self.health_records = HealthRecords()
         self._asking: dict[ProbeRequest, asyncio.Task[tuple[str, bool]]] = {}
         self._probing: set[ServerKey | Address] = set()  # being asked
+        self._taking = False  # a round is finding out who is due: another one would ask the same once more
         self._asked_on: set[Address] = set()  # asked regularly, whatever they have answered
         self.schedule: ProbeSchedule[ServerKey | Address] = ProbeSchedule(clock, self.health_records.due_at, self._probing)
         self.table = Table()
@@ -200,29 +204,30 @@ class Checker:
             await asyncio.gather(*running, return_exceptions=True)
 
     def is_due(self) -> bool:
-        return self.schedule.is_due()
+        return not self._taking and self.schedule.is_due()
 
     async def probe(self) -> None:
         """All probes that are due and within the budget; returns when the last has its result. The loop gets its turn every few
-        probes."""
-        loop, due = asyncio.get_running_loop(), self._take()
+        probes, and every few servers: thousands on one machine may be due together, and wait for one answer."""
+        loop, due = asyncio.get_running_loop(), _Due()
         try:
+            self._taking = True
+            async for _ in in_turns(self._take(due), TAKEN):
+                pass
+            self._taking = False
             running = []
             async for question, (asked, silent) in in_turns(due.items(), BATCH):
                 running.append(loop.create_task(self._probe(question, asked, silent=silent)))
             await asyncio.gather(*running)
         finally:
-            now = self._clock()
-            for asked, _ in due.values():
-                self._probing.difference_update(asked)
-                for who in asked:
-                    if self.health_records.due_at(who) <= now:  # there was no result
-                        self._plan(who)
+            self._taking, now = False, self._clock()
+            async for who in in_turns((who for asked, _ in due.values() for who in asked), TAKEN):
+                self._probing.discard(who)
+                if self.health_records.due_at(who) <= now:  # there was no result
+                    self._plan(who)
 
-    def _take(self) -> dict[ProbeRequest, tuple[list[ServerKey | Address], bool]]:
-        """What to ask, for which servers, and whether silence is expected: an address for proof, a server for health."""
-        due: dict[ProbeRequest, tuple[list[ServerKey | Address], bool]] = {}
-        now = self._clock()
+    def _take(self, due: _Due) -> Iterator[None]:
+        """Fill `due` with what to ask."""
         while (taken := self.schedule.take()) is not None:
             who, silent = taken
             known = self.health_records.of(who)
@@ -235,8 +240,8 @@ class Checker:
                 self.schedule.spend()
                 self.schedule.silent_running += silent
             self._probing.add(who)
-            known.last_asked = now
-        return due
+            known.last_asked = self._clock()
+            yield
 
     async def _probe(self, question: ProbeRequest, asked: list[ServerKey | Address], *, silent: bool) -> None:
         address, began = question.server, self._clock()
