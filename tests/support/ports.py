@@ -35,7 +35,8 @@ def _share() -> range:
 
 
 PORTS = _share()
-_in_turn = cycle(random.Random(os.getpid()).sample(PORTS, len(PORTS)))
+_random = random.Random(os.getpid())
+_in_turn = cycle(_random.sample(PORTS, len(PORTS)))
 
 
 def free_port() -> int:
@@ -71,12 +72,15 @@ def free_ports(count: int) -> list[int]:
 
 
 def ports_in_a_row(width: int) -> int:
-    """The first of so many free ports in a row."""
-    for first in sorted(free_ports(40)):
+    """The first of so many free ports in a row. Connections that ended a minute ago on one of them are no hindrance."""
+    firsts = PORTS[: len(PORTS) - width]
+    for first in _random.sample(firsts, len(firsts)):
         with ExitStack() as stack:
             try:
                 for port in range(first, first + width):
-                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                    probe = stack.enter_context(socket.socket())
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
         return first
