@@ -9,6 +9,7 @@ translate       frontends with their backends, and notes about the rest
 legacy_import   what the old webhook's script wrote, as legacy registrations
 proxies         one section, together with the `defaults` that it inherits
 binds           the addresses and ports where it listens
+port_ranges     places that differ in nothing but their ports, as one frontend
 clients         which clients may connect: access lists and conditions as sets of addresses
 server_names    which of these conditions become routes by server name
 servers         its servers and their health

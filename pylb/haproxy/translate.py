@@ -4,6 +4,7 @@ A note with `differs` says what HAProxy would do and what pylb would do, where t
 servers or admit different clients. Settings that all frontends share go to `defaults` in pylb.yaml.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import inf
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from pylb.core.address import parse_ip
 from pylb.haproxy.binds import Bind, ListenAddress, bind_of, listen_addresses
 from pylb.haproxy.clients import EVERYBODY, NOBODY, Clients, Conditions, access_entries
 from pylb.haproxy.config_parser import PROXIES, Note, Notes, Parser, shortened
+from pylb.haproxy.port_ranges import in_ranges
 from pylb.haproxy.proxies import Proxy, Switch, proxy_of
 from pylb.haproxy.server_names import asked_names, reached, route_of
 from pylb.haproxy.servers import Server, duration, entries, plain_name, servers_of, shared
@@ -110,7 +112,7 @@ class _Translator:
     def _frontend(self, proxy: Proxy) -> list[dict[str, Any]]:
         head, label = proxy.section.head, proxy.section.label
         binds = [bind for bind in self._binds(proxy) if self._has_room(proxy, _size_of(bind, proxy))]
-        found: list[dict[str, Any]] = []
+        found: list[tuple[str, dict[str, Any]]] = []
         listens = listen_addresses(binds)
         if (behind := head.words[2:3]) not in ([], ["from"]):
             what = "HAProxy up to 1.8 would listen there; pylb would not. Write: bind"
@@ -132,13 +134,21 @@ class _Translator:
                 entry["routes"] = list(self._routes(proxy, names, address, entry))
                 if proxy.inspect_delay:
                     entry["timeouts"]["hello"] = duration(proxy.inspect_delay)
-            found.append(entry)
-        if len(listens) > 1:
+            found.append((backend.section.name, entry))
+        joined = self._joined(found)
+        if len(joined) > 1:
             for limit in (proxy.max_connections, proxy.rate):
                 if limit is not None:
                     what = "HAProxy would count all its places together; pylb counts each place by itself"
                     self._notes.differs(limit[1], f"{label}: {limit[1].text}: {what}")
-        return found
+        return joined
+
+    def _joined(self, found: list[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+        """The entries, each with its backend's name; ranges of ports as one, which uses its backend once."""
+        joined = list(in_ranges(found))
+        for name, fewer in (Counter(one for one, _ in found) - Counter(one for one, _ in joined)).items():
+            self._used[name] -= fewer
+        return [entry for _, entry in joined]
 
     def _binds(self, proxy: Proxy) -> Iterator[Bind]:
         for line, where, options in proxy.binds:
