@@ -17,6 +17,7 @@ CLASS = "pylb.io/pylb"
 MOST_PORTS = 64  # of a registration: the server's rule
 KUBE_PROXY_HEALTH = 10256  # kube-proxy's healthz, which says whether the node forwards and is to stay (KEP-3836)
 
+TCP, UDP = "TCP", "UDP"
 PortKey = tuple[str, int]  # ("TCP", 443)
 
 
@@ -191,8 +192,8 @@ def _about_the_service(service: Service, pool: tuple[Server, ...]) -> list[Probl
 def _about_the_port(port: Frontend, held: Mapping[str, Owner], count: int) -> Problem | None:
     """`held`: what older Services have of that port, by server name. `count`: how many routes this one has already."""
     key = port.key
-    if port.protocol != "TCP":
-        return Problem("unsupported_protocol", f"port {port.port}: pylb does not forward {port.protocol} yet", key)
+    if port.protocol not in (TCP, UDP):
+        return Problem("unsupported_protocol", f"port {port.port}: pylb does not forward {port.protocol}", key)
     if not port.target_port:
         text = f"port {port.port}: it has no nodePort; is allocateLoadBalancerNodePorts false?"
         return Problem("no_node_port", text, key)
@@ -227,18 +228,27 @@ def _title(service: Service) -> str:
 
 def _frontend(port: Port, service: Service, said: Said) -> Frontend:
     check = said.health.get(port.port, said.health.get(0))
+    health = check or _health(service)
     proxy = said.proxy_protocol.get(port.port, said.proxy_protocol.get(0))
-    names = (said.server_names or {}).get(port.port, ()) if port.protocol == "TCP" else ()
+    names = (said.server_names or {}).get(port.port, ())
+    if port.protocol == UDP:  # what is said of a number is for TCP, too, and UDP has no use for some of it
+        proxy, names = (None if proxy == "v1" else proxy), ()
+        health = check if _suits_udp(check) else None if check == "tcp" else _health(service)
     allowed = names == (ALLOWED,)
     return Frontend(
         port.port,
         port.protocol,
         port.node_port,
         proxy,
-        check or _health(service),
+        health,
         () if allowed else tuple(dict.fromkeys(names)),
         allowed,
     )
+
+
+def _suits_udp(check: object) -> bool:
+    """Does it say something of a UDP port? A connect or an HTTP request does at a TCP port of its own."""
+    return isinstance(check, dict) and ("port" in check or "http" not in check)
 
 
 def _health(service: Service) -> object:
@@ -251,6 +261,7 @@ def _health(service: Service) -> object:
 def _frontend_json(one: Frontend) -> dict[str, object]:
     found: dict[str, object] = {"port": one.port, "target_port": one.target_port}
     optional: tuple[tuple[str, object], ...] = (
+        ("protocol", UDP.lower() if one.protocol == UDP else None),
         ("proxy_protocol", one.proxy_protocol),
         ("health", one.health),
         ("server_names", one.server_names or None),

@@ -110,7 +110,8 @@ def for_controller(options: dict[str, Any]) -> dict[str, Any]:
         if not _is_ip(address) and not re.fullmatch(HOST_NAME, address):
             die(f"--public-address: {address!r} is neither an IP address nor a host name (in lower case)")
     return {
-        "ports": options["ports"] or ["1-21", "23-65535"],  # a Service with port 22 would be where an operator's ssh goes
+        # A Service with port 22 would be where an operator's ssh goes.
+        "ports": options["ports"] or ["1-21", "23-65535", "1-65535/udp"],
         "names": options["names"] or ["*"],
         "target_ports": options["target_ports"] or [str(NODE_PORTS), "10256"],  # the second is kube-proxy's health port
         "namespace": _label("--namespace", options["namespace"] or "pylb-system"),

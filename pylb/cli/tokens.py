@@ -111,7 +111,7 @@ def _split(_context: click.Context, _option: click.Parameter, value: str | None)
     "controller",
     is_flag=True,
     help="Print the controller for Services of type LoadBalancer instead, for kubectl. Then --targets is needed; --ports (any "
-    "but 22), --names (any) and --target-ports (30000-32767 and 10256, kube-proxy's health) have other defaults.",
+    "but TCP 22), --names (any) and --target-ports (30000-32767 and 10256, kube-proxy's health) have other defaults.",
 )
 @click.option(
     "--public-address",

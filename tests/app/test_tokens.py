@@ -377,7 +377,7 @@ def test_the_controller_of_a_cluster_comes_in_one_piece_with_a_token_of_the_righ
     assert [one.address for one in understood.addresses] == ["203.0.113.9", "2001:db8::9"]
     assert [one.label for one in understood.settings.endpoints] == [f"lb.example.net:{tls.webhook}"]
     made = read_generated(tls.state_dir).tokens["kubernetes"]
-    assert list(map(str, made.ports)) == ["1-21", "23-65535"]
+    assert list(map(str, made.ports)) == ["1-21", "23-65535", "1-65535/udp"]
     assert (made.names, list(map(str, made.target_ports))) == (("*",), ["30000-32767", "10256"])
     assert made.token().server_names == ("git.example.net", "*.apps.example.net")
     assert list(map(str, made.targets)) == ["198.51.100.0/24"]

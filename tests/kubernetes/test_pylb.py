@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import http.server
 import os
+import socket
 import sys
 import threading
 import time
@@ -26,7 +27,7 @@ from tests.support.processes import Process, Processes, python
 from tests.support.waiting import eventually
 
 A, B, C = "127.0.7.1", "127.0.7.2", "127.0.7.3"
-ANYWHERE = ["1024-65535"]
+ANYWHERE = ["1024-65535", "1024-65535/udp"]
 
 
 @pytest.fixture
@@ -257,6 +258,29 @@ def test_a_killed_controller_changes_nothing_and_the_next_one_goes_on(
 
 
 @pytest.mark.usefixtures("one_node")
+def test_a_service_of_udp_passes_datagrams_beside_one_of_tcp_on_the_same_port(
+    cluster: ApiServer, pylb: Pylb, start: Start
+) -> None:
+    start(pylb)
+    port = free_port()
+    cluster.service("web", port)
+    made = cluster.service("dns", ports=[{"port": port, "protocol": "UDP"}])
+    shown = [{"ip": "198.51.100.1", "ports": [{"port": port, "protocol": "UDP"}]}]
+    with socket.socket(type=socket.SOCK_DGRAM) as server, socket.socket(type=socket.SOCK_DGRAM) as client:
+        server.bind((A, node_port(made)))
+        eventually(lambda: cluster.shown("dns") == shown)
+        for one in (server, client):
+            one.settimeout(10)
+        client.sendto(b"what is the time?", ("127.0.0.1", port))
+        question, back = b"", None
+        while not question:  # pylb's own question whether the server refuses datagrams is an empty one
+            question, back = server.recvfrom(100)
+        server.sendto(b"late", back)
+        assert (question, client.recv(100)) == (b"what is the time?", b"late")
+    assert is_open(port)
+
+
+@pytest.mark.usefixtures("one_node")
 def test_a_pylb_that_is_away_is_not_shown_until_it_has_everything_too(
     cluster: ApiServer, pylb: Pylb, second: Pylb, start: Start
 ) -> None:
@@ -336,7 +360,7 @@ def test_many_services_on_many_nodes(cluster: ApiServer, pylb: Pylb, processes: 
     ips = [f"127.0.8.{number + 1}" for number in range(NODES)]
     for number, ip in enumerate(ips):
         cluster.node(f"node-{number}", ip)
-    ports = [node_port(cluster.service(f"app-{number}", 20000 + number)) for number in range(SERVICES)]
+    ports = [node_port(cluster.service(f"app-{number}", port)) for number, port in enumerate(free_ports(SERVICES))]
     node_ports(processes, ips, ports)
     with kube_proxies(ips) as answered:
         begun = time.monotonic()

@@ -223,12 +223,52 @@ def test_names_count_as_much_as_ports() -> None:
     ]
 
 
-@pytest.mark.parametrize("protocol", ["UDP", "SCTP"])
-def test_a_protocol_that_pylb_does_not_forward(protocol: str) -> None:
+def test_a_protocol_that_pylb_does_not_forward() -> None:
     one = service("web", (443, 30443))
-    found = plan([one._replace(ports=(one.ports[0]._replace(protocol=protocol),))], NODES, EVERYBODY)
+    found = plan([one._replace(ports=(one.ports[0]._replace(protocol="SCTP"),))], NODES, EVERYBODY)
     assert found.wanted == {}
     assert [each.reason for each in found.problems["default.web"]] == ["unsupported_protocol"]
+
+
+KUBE_PROXY = {"http": "/healthz", "port": 10256}
+
+
+@pytest.mark.parametrize(
+    ("annotations", "tcp", "udp"),
+    [
+        ({}, {"health": KUBE_PROXY}, {"health": KUBE_PROXY}),
+        ({"proxy-protocol": "v1"}, {"health": KUBE_PROXY, "proxy_protocol": "v1"}, {"health": KUBE_PROXY}),
+        (
+            {"proxy-protocol": "443=v2", "server-names": "git.example.net"},
+            {"health": KUBE_PROXY, "proxy_protocol": "v2", "server_names": ["git.example.net"]},
+            {"health": KUBE_PROXY, "proxy_protocol": "v2"},
+        ),
+        ({"health": "tcp"}, {"health": "tcp"}, {}),
+        ({"health": '{"http": "/up"}'}, {"health": {"http": "/up"}}, {"health": KUBE_PROXY}),
+        ({"health": '{"port": 9000}'}, {"health": {"port": 9000}}, {"health": {"port": 9000}}),
+        ({"health": '{"send": "a"}'}, {"health": {"send": "a"}}, {"health": {"send": "a"}}),
+    ],
+)
+def test_a_port_of_tcp_and_udp_is_two_frontends_and_udp_gets_what_it_has_a_use_for(
+    annotations: dict[str, str], tcp: dict[str, object], udp: dict[str, object]
+) -> None:
+    one = service("web", (443, 30443), (443, 30444), annotations=annotations)
+    one = one._replace(ports=(one.ports[0], one.ports[1]._replace(protocol="UDP")))
+    found = plan([one], NODES, EVERYBODY)
+    assert found.problems["default.web"] == ()
+    assert json.loads(body(found.wanted["default.web"], 900))["frontends"] == [
+        {"port": 443, "target_port": 30443, **tcp},
+        {"port": 443, "protocol": "udp", "target_port": 30444, **udp},
+    ]
+
+
+def test_a_port_of_udp_has_an_owner_of_its_own() -> None:
+    old, young = service("old", (443, 30443)), service("young", (443, 30444), created="2026-11-26T11:00:00Z")
+    found = plan([old, young._replace(ports=(young.ports[0]._replace(protocol="UDP"),))], NODES, EVERYBODY)
+    assert {name: one.ports for name, one in found.wanted.items()} == {
+        "default.old": {("TCP", 443)},
+        "default.young": {("UDP", 443)},
+    }
 
 
 def test_five_hundred_services_on_fifty_nodes_fit_into_their_calls() -> None:
