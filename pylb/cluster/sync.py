@@ -37,6 +37,7 @@ HEARTBEAT = 10.0  # seconds
 CLAIM = 3.0  # seconds that a call waits for its claim
 PAUSE = 1.0  # seconds, once every endpoint was tried
 LONG_PAUSE = 5.0  # seconds, after what only an operator can repair
+BEHIND = 1.0  # seconds without a word of the watch, while etcd is known to have more: what it had to say may be lost
 CHECK = 0.02  # seconds between two looks at claims of which there are too many for one
 READ = 50  # values between two turns of the loop: some 20 µs each
 
@@ -83,6 +84,8 @@ class Sync:
         self._woken = asyncio.Event()
         self._claims = dict[Key, asyncio.Future[Answer | Conflict]]()
         self._beat_at = 0.0  # the loop's time
+        self._heard_at = 0.0  # when the watch last said something
+        self._refused_at = 0.0  # the last transaction
         self._is_to_list = False
         self._complaints = dict[ClusterKey, str]()  # each is reported once
 
@@ -222,6 +225,7 @@ class Sync:
         await self._etcd.watch(self._prefix, revision, self._see)
 
     def _see(self, revision: int, events: Sequence[Event]) -> None:
+        self._heard_at = self._now()
         changes = dict[ClusterKey, Value | None]()
         for event in events:
             if event.value is None:
@@ -270,9 +274,18 @@ class Sync:
                 self._is_to_list = False
                 raise _ListAgain("everything is listed again, as it was asked for")
             if transaction is None:
-                await self._until_woken(CHECK if self._replica.has_more_to_check() else self._beat_at - self._now())
+                await self._until_woken(self._idle_for())
             else:
                 await self._try(transaction, heartbeat=heartbeat)
+
+    def _idle_for(self) -> float:
+        """Seconds, while nothing is written. Raises _ListAgain."""
+        if self._replica.is_behind():  # a watch is silent for as long as TCP takes to ask again: up to the seconds of an outage
+            silent = self._now() - max(self._heard_at, self._refused_at)
+            if silent >= BEHIND:
+                raise _ListAgain("its watch does not report what etcd has")
+            return BEHIND - silent
+        return CHECK if self._replica.has_more_to_check() else self._beat_at - self._now()
 
     async def _until_woken(self, seconds: float) -> None:
         try:
@@ -297,6 +310,7 @@ class Sync:
             return
         if not succeeded:
             self._replica.refused(revision)
+            self._refused_at = self._now()
             return
         if heartbeat:
             self._beat_at = self._now() + self._heartbeat

@@ -7,6 +7,7 @@ from typing import NoReturn, Self
 
 import pytest
 
+from pylb.cluster import sync
 from pylb.cluster.etcd import Etcd, Waits
 from pylb.cluster.gateway import Event, Outcome, Txn, Unreachable
 from pylb.cluster.sync import Presence
@@ -76,6 +77,39 @@ async def test_of_two_that_claim_a_port_at_once_one_gets_it(two: Two) -> None:
         winner, owner = (first, ("t", web.name, False)) if isinstance(first, Answer) else (second, ("u", mail.name, False))
         assert winner is Answer.IN_FORCE
         assert {first, second} == {Answer.IN_FORCE, Conflict(Slot("tcp", port), owner)}
+
+
+class DeafEtcd(Etcd):
+    """While it is deaf, what a watch reports is lost, as behind a network that has forgotten its connection. The next hears."""
+
+    deaf = False
+
+    async def watch(self, prefix: bytes, after: int, seen: Callable[[int, Sequence[Event]], None]) -> NoReturn:
+        self.deaf = False
+
+        def hear(revision: int, events: Sequence[Event]) -> None:
+            if not self.deaf:
+                seen(revision, events)
+
+        await super().watch(prefix, after, hear)
+        raise AssertionError("it never returns")
+
+
+async def test_a_watch_that_is_silent_about_what_etcd_has_is_replaced(
+    two: Two, member: Member, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else every claim would be refused until the watch is given up, after 30 seconds."""
+    monkeypatch.setattr(sync, "BEHIND", 0.1)
+    async with Balancer("c", [member.url], prefix, client=DeafEtcd, waits=Waits(call=0.5)) as c:
+        await c.connected()
+        c.etcd.deaf = True
+        assert await two.b.announce(MAIL, wanted("10.0.0.2", SMTP)) is Answer.IN_FORCE
+        one = wanted("10.0.0.3", Slot("tcp", SMTP.port + 1))  # of the same block
+        assert await c.announce(OTHER, one) is Answer.UNAVAILABLE
+        await c.showing("10.0.0.2 fresh", MAIL)
+        await c.connected()
+        assert await c.announce(OTHER, one) is Answer.IN_FORCE
+        assert any("does not report what etcd has" in text for text in c.said)
 
 
 async def test_of_many_moves_the_newest_is_written(two: Two, member: Member, prefix: str) -> None:

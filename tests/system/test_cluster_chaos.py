@@ -233,6 +233,12 @@ class Chaos:
 
     # ------------------------------------------------------------- what has to be true in the end
 
+    def _accepts(self, machine: Machine, number: int, node: Node) -> bool:
+        """A phone-home calls again after a 503: its balancer may not have noticed yet that it is no longer cut off."""
+        answer = machine.call(node, PORT + number, f"web{number}", ttl=self._ttl(number))
+        assert answer.status in (200, 201, 503), (answer.body, self.happened[-20:])
+        return answer.status != 503
+
     def agrees(self) -> None:
         """Repaired, and called once more at each balancer."""
         self.repair()
@@ -241,8 +247,11 @@ class Chaos:
         for machine in self._cluster.machines:
             for number, node in self.nodes.items():
                 if node is not None:
-                    answer = machine.call(node, PORT + number, f"web{number}", ttl=self._ttl(number))
-                    assert answer.status in (200, 201), (answer.body, self.happened[-20:])
+                    eventually(
+                        lambda machine=machine, number=number, node=node: self._accepts(machine, number, node),
+                        within=30,
+                        what=f"app {number} is accepted by {machine.name}: {self.happened[-20:]}",
+                    )
         wanted = {PORT + number: f"{node.address}:{NODEPORT}" for number, node in self.nodes.items() if node is not None}
         for machine in self._cluster.machines:
             eventually(

@@ -367,6 +367,10 @@ class Replica:
         """Whether claims wait to be checked though `write` had nothing to write."""
         return bool(self._writing.suspects)
 
+    def is_behind(self) -> bool:
+        """Whether nothing is written until the watch has reported what a transaction was refused for."""
+        return self._writing.is_behind()
+
     def refused(self, revision: int) -> None:
         """A comparison failed, at that revision of etcd."""
         if not self._writing.failed(revision):

@@ -84,7 +84,7 @@ class Writing:
 
     def next(self, processed: Counts, *, heartbeat: bool) -> tuple[Transaction | None, dict[Key, Conflict]]:
         """The transaction to try now, if any, and the claims that are refused."""
-        if self._in_flight is not None or self._mirror.revision < self._wait_for:
+        if self._in_flight is not None or self.is_behind():
             return None, {}
         draft, stamp = _Draft(), self.begun + 1
         self._clear_claims(draft)
@@ -300,6 +300,10 @@ class Writing:
         made, self._in_flight = self._in_flight, None
         self._wait_for = revision
         return made is not None and made.revision < revision
+
+    def is_behind(self) -> bool:
+        """Whether a transaction was refused for something that the watch has not reported yet."""
+        return self._mirror.revision < self._wait_for
 
     def rejected(self) -> None:
         """It has not happened, for no reason that a list would clear up."""

@@ -303,6 +303,22 @@ def test_what_stood_in_its_way_may_be_known_before_the_refusal() -> None:
     assert two["b"].write() == (None, {MAIL: Conflict(HTTPS, ("t", "web", False))})
 
 
+def test_nothing_is_written_before_the_watch_has_reported_what_was_in_the_way() -> None:
+    two = Cluster("a", "b")
+    two["a"].announce(WEB, wanted())
+    two["b"].announce(MAIL, wanted("10.0.0.2", Slot("tcp", 444)))
+    transaction, _ = two["b"].write()
+    assert transaction is not None
+    assert two.write("a")
+    assert not two.etcd.try_(transaction)
+    two["b"].refused(two.etcd.revision)
+    assert two["b"].is_behind()
+    assert two["b"].write() == (None, {})
+    two.settle()
+    assert not two["b"].is_behind()
+    assert two.shown("a", MAIL) == "10.0.0.2 fresh"
+
+
 def test_the_watch_may_be_faster_than_the_answer() -> None:
     one = Cluster("a")
     one.register("a")
