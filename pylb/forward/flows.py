@@ -29,7 +29,7 @@ from pylb.forward.homes import Homes, moved
 from pylb.forward.lifecycle import Lifecycle
 from pylb.forward.run_queue import ACCEPT, END, QUANTUM, RunQueue
 from pylb.forward.session import FrontendState
-from pylb.forward.sockets import Opener, open_each
+from pylb.forward.sockets import Opener, folded, open_each
 from pylb.forward.source_share import source
 
 FIRST = 64 * 1024  # units of a flow at an event; the run queue does the rest
@@ -329,7 +329,7 @@ class Flows:
         self._run_queue.budget -= ACCEPT
         frontend.counters.connections += 1
         admission, refusal = None, ""
-        if self.homes.own and client[:2] in self.homes.own:
+        if self.homes.own and (folded(ip), client[1]) in self.homes.own:  # a dual-stack port gives IPv4 clients in IPv6
             refusal = "loop"
         elif (rules := frontend.admission_rules) is not None:
             admission = Admission()

@@ -113,8 +113,9 @@ def test_a_source_has_as_many_flows_as_it_may(drive: DatagramDrive) -> None:
     assert drive.dropped(listen) == {"limit": 1}
 
 
-def test_a_flow_that_comes_back_to_us_is_refused(drive: DatagramDrive) -> None:
-    listen = Listen("udp", "127.0.0.1", free_port())
+@pytest.mark.parametrize("ip", ["127.0.0.1", "*"])
+def test_a_flow_that_comes_back_to_us_is_refused(drive: DatagramDrive, ip: str) -> None:
+    listen = Listen("udp", ip, free_port())
     drive.serve_udp(Server("a", Address("127.0.0.1", listen.port, "udp")), listen=listen)
     drive.client(listen).send(b"x")
     drive.settle()
