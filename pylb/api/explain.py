@@ -14,7 +14,7 @@ from pylb.control.sharing import PortView
 from pylb.control.steps import in_turns
 from pylb.control.storage.table_history import Generation
 from pylb.control.views import RegistrationView
-from pylb.core.address import TCP, Listen, PortKey, parse_port_key, port_text
+from pylb.core.address import TCP, UDP, Listen, PortKey, parse_port_key, port_text
 from pylb.core.checks import written
 from pylb.core.errors import Code, Refused
 from pylb.core.health import HINTS, check_hint
@@ -56,7 +56,7 @@ async def ports_of(registry: Registry, what: str) -> list[PortKey]:
     registrations = in_turns(registry.each_registration(), VIEWS)
     ports |= {wanted.port_key async for one in registrations if what in _names_of(one) for wanted in one.frontends}
     if not ports:  # it has none; did it want one, or had it one?
-        ports |= {(TCP, port) for one in registry.rejected() if _wanted_by(one, what) for port in one.ports}
+        ports |= {port for one in registry.rejected() if _wanted_by(one, what) for port in one.ports}
         ports |= {change.listen.port_key for one in registry.history(what) for change in one.lines}
     if not ports:
         raise Refused(
@@ -85,11 +85,16 @@ async def explain(
     listens = [listen for listen in registry.table.frontends if listen.has(port)]
     if asked:
         listens = routes_for(listens, asked)
-    refused = [one for one in registry.rejected() if port[1] in one.ports][-MOST_REFUSED:]
+    refused = [one for one in registry.rejected() if port in one.ports][-MOST_REFUSED:]
     history = registry.history(_text(port))
     shared = None if registry.sharing is None else registry.sharing.port(port)
     if not listens and not refused and not history and (shared is None or not shared.heard):
-        raise Refused(Code.NOT_FOUND, f"port {_text(port)}: no frontend, no registration, and no call about it was refused")
+        other = (UDP if port[0] == TCP else TCP, port[1])
+        has_other = any(listen.has(other) for listen in registry.table.frontends)
+        hint = f"{_text(other)} is known: pylb explain {_text(other)}" if has_other else ""
+        raise Refused(
+            Code.NOT_FOUND, f"port {_text(port)}: no frontend, no registration, and no call about it was refused", hint
+        )
     unbound = {str(listen): reason for listen, reason in registry.unbound().items() if listen.has(port)}
     open_ = [listen for listen in listens if str(listen) not in unbound]
     dialled, checked = await _asked(registry, listens)

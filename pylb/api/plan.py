@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from pylb.control.steps import in_turns
+from pylb.core.address import UDP
 from pylb.core.session import SessionView
 from pylb.core.table import Diff
 from pylb.core.table_diff import ChangeKind, ChangeLine
@@ -17,6 +18,13 @@ _FATE = {
     ChangeKind.CLOSED: "reset after timeouts.drain",
     ChangeKind.REMOVED: "which stay on it until they end",
     ChangeKind.MOVED: "which stay on the old address until they end",
+}
+
+
+_FLOWS = {  # of UDP: none of them stays
+    ChangeKind.CLOSED: "ended at once",
+    ChangeKind.REMOVED: "which go on at other servers with their next datagrams",
+    ChangeKind.MOVED: "which go on at the new address with their next datagrams",
 }
 
 
@@ -49,7 +57,8 @@ async def steps(lines: Iterable[ChangeLine], sessions: Iterable[SessionView]) ->
 
 
 def _step(line: ChangeLine, live: int) -> dict[str, Any]:
-    fate = f"live sessions: {live}, {_FATE.get(line.what, 'untouched')}"
+    fates, what = (_FLOWS, "flows") if line.listen.protocol == UDP else (_FATE, "sessions")
+    fate = f"live {what}: {live}, {fates.get(line.what, 'untouched')}"
     return {
         "what": str(line.what),
         **listen_json(line.listen),

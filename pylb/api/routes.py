@@ -8,7 +8,7 @@ from pylb.control.registry import VIEWS, Registry
 from pylb.control.sharing import Sharing
 from pylb.control.steps import in_turns
 from pylb.control.views import STATIC, ServerView, by_port, routes_of_ports
-from pylb.core.address import PortKey
+from pylb.core.address import UDP, PortKey
 from pylb.core.registration import Key
 from pylb.core.table import Frontend, Table
 from pylb.core.text import ago
@@ -36,14 +36,14 @@ async def rows(registry: Registry, port: PortKey | None = None) -> list[dict[str
         head = listen_json(listen) | {"listen": str(listen)}
         head |= {"frontend": frontend.name, "unbound": unbound.get(listen)}
         names = unresolved.get(listen, ())
-        row = _no_server(names, routes[listen]) if view is None else _server(view, leases, now)
+        row = _no_server(listen.protocol, names, routes[listen]) if view is None else _server(view, leases, now)
         found.append(head | row | heard_by(registry.sharing, view))
     for later in registry.unserved():
         why = f"needs {', '.join(later.needs)}, which this version of pylb does not know; the entry is kept"
         head = {"frontend": later.name, "unbound": None}
         found += [
             {**port_json(number, protocol), "listen": None, **head}
-            | _no_server()
+            | _no_server(protocol)
             | {"state": "not served", "why": why}
             | heard_by(registry.sharing)
             for protocol, number in later.ports
@@ -98,11 +98,12 @@ def _server(view: ServerView, leases: Leases, now: float) -> dict[str, Any]:
     }
 
 
-def _no_server(unresolved: Sequence[str] = (), routes: int = 0) -> dict[str, Any]:
+def _no_server(protocol: str, unresolved: Sequence[str] = (), routes: int = 0) -> dict[str, Any]:
     """`routes`: by server name, on the same port."""
-    why = "a static frontend without servers: clients are reset until a registration joins"
+    fate = "what clients send is dropped" if protocol == UDP else "clients are reset"
+    why = f"a static frontend without servers: {fate} until a registration joins"
     if unresolved:
-        why = f"{', '.join(unresolved)} cannot be resolved: clients are reset until then"
+        why = f"{', '.join(unresolved)} cannot be resolved: {fate} until then"
     elif routes:
         why = "no default route: clients whose server name has no route get the alert unrecognized_name"
     return {

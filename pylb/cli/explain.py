@@ -65,6 +65,7 @@ def explain(config_path: Path | None, as_json: bool, what: str, asked: str | Non
 def verdict(found: Mapping[str, Any]) -> str:
     """The first thing that is wrong, and what to do about it."""
     port = port_of(found)
+    fate = "what clients send is dropped" if found.get("protocol") == UDP else "clients are reset"
     unserved = found.get("cluster", {}).get("unserved", ())
     if not found["listens"]:
         if unserved:
@@ -80,13 +81,11 @@ def verdict(found: Mapping[str, Any]) -> str:
         return f"port {port} is not open: {next(iter(found['unbound'].values()))}"
     if not found["servers"] and (names := found.get("unresolved")):  # an older pylb does not say it
         names = ", ".join(names)
-        return (
-            f"port {port} has no server: {names} cannot be resolved (try `getent hosts NAME`), and clients are reset until then"
-        )
+        return f"port {port} has no server: {names} cannot be resolved (try `getent hosts NAME`), and {fate} until then"
     if "asked" in found and not found["servers"]:
         return f"a client that asks port {port} for {found['asked']} gets no server: {_route(found)}"
     if not found["servers"]:
-        return f"port {port} has no server: clients are reset until a registration joins the frontend"
+        return f"port {port} has no server: {fate} until a registration joins the frontend"
     if (wrong := _servers_wrong(found)) is not None:
         return wrong
     if all(one["found"] == NOT_ASKED for one in found["dialled"].values()):

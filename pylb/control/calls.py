@@ -9,6 +9,7 @@ from pylb.control.registrar import Registrar
 from pylb.control.state import ControlState
 from pylb.control.steps import in_turns
 from pylb.control.views import LegacyUse, Outcome, RegistrationView
+from pylb.core.address import TCP, PortKey
 from pylb.core.auth import Caller, Token, check_source, fingerprint
 from pylb.core.errors import Refused, break_cycles
 from pylb.core.legacy import LegacyCall
@@ -37,7 +38,7 @@ class Calls:
             wanted = native_registration(name, instance, announcement, caller, self._state.desired.static_rules.rules)
             return await self._registrar.enter(wanted, caller)
 
-        ports = [wanted.port for wanted in announcement.frontends]
+        ports = [(wanted.protocol, wanted.port) for wanted in announcement.frontends]
         return await self._answered(call, caller, f"PUT {_path(name, instance)}", name, ports)
 
     async def release(self, name: str, instance: str, caller: Caller) -> Outcome:
@@ -79,7 +80,7 @@ class Calls:
             return _line(call.port, outcome, "")
 
         what = f"legacy {call.action} {call.port}"
-        return await self._answered(add if call.action == "add" else delete, caller, what, call.name, (call.port,))
+        return await self._answered(add if call.action == "add" else delete, caller, what, call.name, ((TCP, call.port),))
 
     async def plan_announce(
         self, name: str, instance: str, announcement: Announcement, caller: Caller
@@ -129,7 +130,7 @@ class Calls:
         return dict(self._legacy_uses)
 
     async def _answered(
-        self, call: Callable[[], Awaitable[T]], caller: Caller, what: str, name: str, ports: Collection[int]
+        self, call: Callable[[], Awaitable[T]], caller: Caller, what: str, name: str, ports: Collection[PortKey]
     ) -> T:
         """The outcome of a call; a refusal is counted and shown."""
         try:
@@ -141,7 +142,15 @@ class Calls:
             raise
 
     def reject(
-        self, refused: Refused, ip: str, token: str, what: str, *, name: str = "", ports: Iterable[int] = (), tell: bool = True
+        self,
+        refused: Refused,
+        ip: str,
+        token: str,
+        what: str,
+        *,
+        name: str = "",
+        ports: Iterable[PortKey] = (),
+        tell: bool = True,
     ) -> None:
         """Count a call that the web layer refused like any other. It is shown if `tell` is set (of a flood, some are enough).
 

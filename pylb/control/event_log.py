@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pylb.control.fair_buffer import FairBuffer
+from pylb.core.address import PortKey
 from pylb.core.errors import Code, Refused
 from pylb.core.text import visible
 from pylb.core.token_buckets import TokenBuckets
@@ -31,7 +32,7 @@ class Rejection:
     code: str
     detail: str
     name: str = ""  # of the registration that it asked for, if known
-    ports: tuple[int, ...] = ()  # frontend ports that the call named
+    ports: tuple[PortKey, ...] = ()  # frontend ports that the call named
 
 
 MOST_DETAIL = 500  # characters of a refused call in the log: it may repeat 4 KiB of input
@@ -66,7 +67,15 @@ class EventLog:
             self.note(kind, text, {"client": subject, "token": token})
 
     def reject(
-        self, refused: Refused, ip: str, token: str, what: str, *, name: str = "", ports: Iterable[int] = (), tell: bool = True
+        self,
+        refused: Refused,
+        ip: str,
+        token: str,
+        what: str,
+        *,
+        name: str = "",
+        ports: Iterable[PortKey] = (),
+        tell: bool = True,
     ) -> None:
         """`token` is its name, "" for a call without a valid one. Without `tell` it is only counted."""
         self.refused[str(refused.code)] += 1

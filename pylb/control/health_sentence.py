@@ -11,7 +11,8 @@ from pylb.control.event_log import Event
 from pylb.control.liveness import moment
 from pylb.control.sharing import ClusterView
 from pylb.control.views import FrontendView, ServerView
-from pylb.core.health import YES
+from pylb.core.address import UDP
+from pylb.core.health import PASSED, YES
 from pylb.core.table import LAST_RESORT
 from pylb.core.text import ago, counted
 
@@ -84,6 +85,10 @@ def _missing(view: ServerView) -> str:
     """Which of the two conditions the server lacks."""
     if view.passes in (YES, "unknown"):
         return ""
+    if view.address.protocol == UDP:
+        return (
+            f"it does not pass its check: {view.passes}" if view.accepts in PASSED else f"it refuses datagrams: {view.accepts}"
+        )
     if view.accepts == YES:
         where = f" at port {view.policy.check.port}" if view.policy.check.port else ""
         return f"it accepts connections and does not pass its check{where}: {view.passes}"

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from pylb.core.address import UDP, PortKey, port_text
+from pylb.core.address import TCP, UDP, PortKey, port_text
 from pylb.core.checks import HEALTH_SCHEMA, BadCheck, parse_health
 from pylb.core.errors import Code, Refused
 from pylb.core.policy import UNSAID, HealthOverride, ProxyProtocol
@@ -31,6 +31,7 @@ CONNECT_TO_UDP = "a connect or an HTTP request says nothing of a UDP port"
 UDP_CHECKS = (
     "{send: TEXT, expect: TEXT} over UDP, or a port of TCP: {http: /healthz, port: 10256} is kube-proxy's behind a NodePort"
 )
+_PORTS = 'a number, or a range such as "20000-20099"; a port of UDP has "protocol": "udp" beside it'
 
 
 class FrontendBody(BaseModel):
@@ -244,7 +245,7 @@ def _all_wait_or_none(wanted: tuple[FrontendRequest, ...]) -> None:
         raise Refused(Code.INVALID, detail, hint)
 
 
-def ports_named(body: bytes) -> list[int]:
+def ports_named(body: bytes) -> list[PortKey]:
     """The frontend ports that a refused body of either protocol names, as far as it can be read."""
     try:
         data = json.loads(body)
@@ -253,9 +254,10 @@ def ports_named(body: bytes) -> list[int]:
     if not isinstance(data, dict):
         return []
     frontends = data.get("frontends")
-    said = [one.get("port") for one in frontends if isinstance(one, dict)] if isinstance(frontends, list) else []
-    texts = (str(one)[:6] for one in (*said, data.get("frontend-port")))
-    return [port for text in texts if (port := whole_number(text, 65535))]
+    entries = [one for one in frontends if isinstance(one, dict)] if isinstance(frontends, list) else []
+    said = [(UDP if one.get("protocol") == UDP else TCP, one.get("port")) for one in entries]
+    texts = ((protocol, str(port)[:6]) for protocol, port in (*said, (TCP, data.get("frontend-port"))))
+    return [(protocol, port) for protocol, text in texts if (port := whole_number(text, 65535))]
 
 
 def _readable(error: ErrorDetails, body: type[BaseModel]) -> Refused:
@@ -270,7 +272,8 @@ def _readable(error: ErrorDetails, body: type[BaseModel]) -> Refused:
         return Refused(Code.INVALID, f"{place}: missing")
     given = repr(error["input"])
     shown = given if len(given) <= 40 else given[:40] + "…"
-    return Refused(Code.INVALID, f"{place}: {error['msg'][0].lower()}{error['msg'][1:]}, not {shown}")
+    hint = _PORTS if error["loc"][-1] in ("port", "target_port") else ""
+    return Refused(Code.INVALID, f"{place}: {error['msg'][0].lower()}{error['msg'][1:]}, not {shown}", hint)
 
 
 def _place(loc: tuple[int | str, ...]) -> str:

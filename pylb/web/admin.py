@@ -18,7 +18,7 @@ from pylb.control.health_sentence import condition, overall, said, since_down
 from pylb.control.registry import Registry
 from pylb.control.steps import in_turns
 from pylb.control.views import FrontendView, RegistrationView, ServerView
-from pylb.core.address import Network, in_networks, is_loopback, parse_ip
+from pylb.core.address import TCP, Network, in_networks, is_loopback, parse_ip, port_text
 from pylb.core.checks import written_health
 from pylb.core.errors import Code, Refused, break_cycles
 from pylb.core.registration import FrontendRequest
@@ -273,7 +273,7 @@ def rejection_json(one: Rejection) -> dict[str, Any]:
         "error": one.code,
         "detail": one.detail,
         "name": one.name,
-        "ports": list(one.ports),
+        "ports": [port if protocol == TCP else port_text(port, protocol) for protocol, port in one.ports],
     }
 
 

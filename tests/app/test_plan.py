@@ -7,6 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pylb.api.plan import steps as put_into_words
 from pylb.core.address import Address, Listen
 from pylb.core.session import SessionView
@@ -186,6 +188,20 @@ def test_plan_and_doctor_ask_the_checks_and_name_who_would_go_out(pylb: Instance
     pylb.configure(frontends=[static(port, echo_port) | {"health": {"check": {"send": "ping", "expect": "ping"}}}])
     found = json.loads(pylb.ask("doctor", "--json").stdout)
     assert [(one["ok"], one["found"]) for one in found if one["what"] == "check of web"] == [(True, "all its servers pass")]
+
+
+@pytest.mark.parametrize(
+    ("what", "fate"),
+    [
+        (ChangeKind.CLOSED, "ended at once"),
+        (ChangeKind.REMOVED, "which go on at other servers with their next datagrams"),
+        (ChangeKind.MOVED, "which go on at the new address with their next datagrams"),
+        (ChangeKind.CHANGED, "untouched"),
+    ],
+)
+async def test_flows_of_udp_stay_on_nothing_that_leaves(what: ChangeKind, fate: str) -> None:
+    [step] = await put_into_words([ChangeLine(what, Listen("udp", "*", 443), "web", "it changes")], ())
+    assert step["text"] == f"it changes; live flows: 0, {fate}"
 
 
 async def test_a_plan_with_many_changes_and_sessions_is_put_into_words_in_steps() -> None:

@@ -97,7 +97,8 @@ def test_from_the_config_to_the_datagram_the_metric_the_log_and_every_view(
         assert (row["state"], row["check"]) == ("up", "yes")
         explained = pylb.ask("explain", f"{pylb.port}/udp")
         assert "is open here, and nobody refuses datagrams to its servers, which pass their checks" in explained.stdout
-        assert pylb.ask("explain", str(pylb.port)).returncode == 1  # of TCP nothing is known
+        unknown = pylb.ask("explain", str(pylb.port))  # of TCP nothing is known
+        assert (unknown.returncode, f"({pylb.port}/udp is known: pylb explain {pylb.port}/udp)" in unknown.stderr) == (1, True)
         [live] = pylb.get("/v1/sessions?live=1").json["live"]
         assert (live["frontend"], live["state"]) == ("game", "settled")
         assert live["id"] in pylb.ask("explain", live["id"]).stdout
@@ -142,6 +143,26 @@ def test_what_a_token_or_udp_itself_does_not_allow_is_refused(pylb: Instance, se
     assert (static["status"], static["error"]) == (409, "port_owned")
     v1 = register(pylb, {"port": 20001, "protocol": "udp", "target_port": server.port, "proxy_protocol": "v1"})
     assert (v1["status"], v1["detail"]) == (422, "frontends[0].proxy_protocol: version 1 knows no UDP")
+    text = register(pylb, {"port": "20001/udp", "target_port": server.port})
+    assert (text["status"], '"protocol": "udp" beside it' in str(text["hint"])) == (422, True)
+
+
+def test_a_refused_call_is_about_the_port_of_its_protocol_only(pylb: Instance, server: Server) -> None:
+    configure(pylb, server)
+    pylb.start()
+    register(pylb, {"port": 30001, "protocol": "udp", "target_port": server.port})
+    register(pylb, {"port": 30002, "protocol": "udp", "target_port": "x"})  # refused before anybody knows what it asks for
+    for port in (30001, 30002):
+        assert f"nobody has port {port}/udp: the last call that wanted it" in pylb.ask("explain", f"{port}/udp").stdout
+        assert pylb.ask("explain", str(port)).returncode == 1
+    assert [one["ports"] for one in pylb.get("/v1/rejected").json["rejected"]] == [["30001/udp"], ["30002/udp"]]
+
+
+def test_a_frontend_without_servers_resets_nobody(pylb: Instance) -> None:
+    pylb.configure(frontends=[{"name": "empty", "listen": f"{IP}:{pylb.port}/udp"}])
+    pylb.start()
+    for verb in (("explain", "empty"), ("routes",)):
+        assert "what clients send is dropped until a registration joins" in pylb.ask(*verb).stdout
 
 
 def test_a_registered_server_that_refuses_is_said_and_one_that_says_nothing_is_unknown(pylb: Instance, server: Server) -> None:

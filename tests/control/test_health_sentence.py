@@ -8,8 +8,8 @@ import pytest
 from pylb.control.event_log import Event
 from pylb.control.health_sentence import Condition, condition, overall, said, since_down, troubles
 from pylb.control.views import FrontendView, Holder, ServerView, frontend_views
-from pylb.core.address import Address, Listen
-from pylb.core.health import REMEMBERED, WRONG, Health
+from pylb.core.address import UDP, Address, Listen
+from pylb.core.health import NO_OBJECTION, REMEMBERED, WRONG, Health
 from pylb.core.policy import Check, CheckKind, HealthPolicy, Policy, ProxyProtocol
 from pylb.core.registration import Key
 from pylb.core.table import DOWN, LAST_RESORT, Frontend, Server, make_table
@@ -49,6 +49,11 @@ def elsewhere(found: str, reachable: str) -> ServerView:
     """Its check asks another port, whose silence says nothing of the server's own."""
     policy = HealthPolicy(check=Check(CheckKind.HTTP, path="/healthz", port=10256))
     return replace(failing(found), policy=policy, reachable=reachable)
+
+
+def datagrams(found: str, reachable: str) -> ServerView:
+    one = elsewhere(found, reachable)
+    return replace(one, address=one.address._replace(protocol=UDP))
 
 
 def frontend(name: str, port: int, *servers: ServerView, unbound: str | None = None) -> FrontendView:
@@ -158,6 +163,16 @@ def test_a_server_counts_as_up_until_it_has_refused_a_connection(given: dict[str
             web(view(), elsewhere("timeout", "refused")),
             Condition.DEGRADED,
             "web-443 lost 10.0.0.7:30443 12 s ago (it accepts no connections: refused)",
+        ),
+        (
+            web(view(), datagrams("refused", "refused")),
+            Condition.DEGRADED,
+            "web-443 lost 10.0.0.7:30443/udp (it refuses datagrams: refused)",
+        ),
+        (
+            web(view(), datagrams("timeout", NO_OBJECTION)),
+            Condition.DEGRADED,
+            "web-443 lost 10.0.0.7:30443/udp (it does not pass its check: timeout)",
         ),
         (
             web(failing("refused")),

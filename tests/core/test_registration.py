@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pylb.core.address import PortKey
 from pylb.core.announcement import parse_native, ports_named
 from pylb.core.checks import HINT as CHECK_HINT
 from pylb.core.errors import Code, Refused
@@ -185,15 +186,18 @@ def test_a_key_that_is_there_twice_is_found_in_one_pass() -> None:
 @pytest.mark.parametrize(
     ("text", "ports"),
     [
-        (body(frontends=[{"port": 443, "target_port": 1}, {"port": 8883}, 7, {"port": "x"}]), [443, 8883]),
-        (b'{"frontend-port": "25", "dst-ip": "x"}', [25]),
+        (
+            body(frontends=[{"port": 443, "target_port": 1}, {"port": 8883, "protocol": "udp"}, 7, {"port": "x"}]),
+            [("tcp", 443), ("udp", 8883)],
+        ),
+        (b'{"frontend-port": "25", "dst-ip": "x"}', [("tcp", 25)]),
         (b'{"frontends": 1, "frontend-port": 70000}', []),
         (b"[1]", []),
         (b"not JSON", []),
         (b"[" * 100_000, []),
     ],
 )
-def test_a_refused_body_is_about_the_ports_that_can_be_read_in_it(text: bytes, ports: list[int]) -> None:
+def test_a_refused_body_is_about_the_ports_that_can_be_read_in_it(text: bytes, ports: list[PortKey]) -> None:
     assert ports_named(text) == ports
 
 
