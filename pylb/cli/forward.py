@@ -20,7 +20,7 @@ from pylb.config import default_state_dir
 from pylb.config.addresses import parse_listen_at, parse_server_at
 from pylb.config.source import FORWARDS
 from pylb.control.storage.files import write_private
-from pylb.core.address import Address, HostPort, Listen
+from pylb.core.address import UDP, Address, HostPort, Listen
 from pylb.upgrade.protocol import VARIABLE as HAND_OVER
 
 ADMIN_PORTS = range(8404, 8414)  # the first free one
@@ -58,6 +58,9 @@ def forwards(listens: Sequence[str], to: Sequence[str]) -> list[Forward]:
 
 def _listen(text: str) -> Listen:
     port = text.strip().removeprefix(":")
+    if text.strip().endswith(f"/{UDP}"):
+        what = f"{text.strip()!r}: without a config only TCP is forwarded: write one with `protocol: udp`, see docs/udp.md"
+        raise click.BadParameter(what, param_hint="--listen")
     try:
         return parse_listen_at(f"*:{port}" if port.isdigit() else text.strip())
     except ValueError as error:

@@ -45,6 +45,7 @@ def test_each_port_goes_to_its_servers(listens: list[str], to: list[str], expect
         (["http"], ["8080"], "'http' is not HOST:PORT: write a port, or ADDRESS:PORT"),
         (["65536"], ["8080"], r"'65536' is not a port \(1-65535\): write a port, or ADDRESS:PORT"),
         (["80-90"], ["8080"], "'80-90' is not HOST:PORT: .*several ports need a --listen and a --to each"),
+        (["443/udp"], ["8080"], "'443/udp': without a config only TCP is forwarded: write one with `protocol: udp`"),
         (["80"], [""], "'' is not HOST:PORT: write a port of this machine, or HOST:PORT"),
         (["80"], ["10.0.0.1:80,"], "'' is not HOST:PORT: write a port of this machine, or HOST:PORT"),
         (["80"], ["10.0.0.1"], "'10.0.0.1' is not HOST:PORT: write a port of this machine, or HOST:PORT"),
