@@ -145,8 +145,8 @@ class Accounts:
         if session.end is not None:
             self._observer.session_ended(session.record(session.end, session.code))
 
-    def flow_ended(self, flow: "Flow", server: ServerState | None) -> None:
-        """Like `ended`. `server`: what it had at last; it has left it."""
+    def flow_ended(self, flow: "Flow", server: ServerState | None, quiet: bool) -> None:
+        """Like `ended`. `server`: what it had at last; it has left it. `quiet`: counted, but neither logged nor recorded."""
         self.settle_flow(flow, server)
         now, frontend = self._read_clocks(flow), flow.frontend
         total = now - flow.accepted
@@ -155,6 +155,8 @@ class Accounts:
         frontend.counters.session_seconds.add(total)
         closed.total_seconds += total
         closed.longest_total = max(closed.longest_total, total)
+        if quiet:
+            return
         flow.end = self._flow_end(flow, server, now, ended=True)
         self.unreported.append(flow)
         if self.recorder is not None:

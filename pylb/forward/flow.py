@@ -12,6 +12,7 @@ from pylb.forward.admission import Admission
 from pylb.forward.datagram_sockets import Ancillary, Client, kernel_drops
 from pylb.forward.session import End, FrontendState, ServerState
 from pylb.forward.sockets import folded
+from pylb.forward.source_share import source
 
 Key = tuple[Client, bytes]  # the client, and the local address that it called
 _NEW = FlowState.NEW
@@ -200,3 +201,30 @@ class FrontendFlows:
         self.period = 0.0  # seconds in which each is visited once
         self.closed = False  # its ports are: the flows end as fast as the turns allow, and none of them passes anything on
         self.owed = 0.0  # visits that are due, a fraction included
+
+
+class LoggedSources:
+    """Sources of which a refusal, or a flow that made room, was logged and recorded a short while ago.
+
+    A flood must fill neither the disk nor the recorder: one line for each source in `PERIOD`, and `MOST` of all of them.
+    """
+
+    PERIOD = 60.0  # seconds
+    MOST = 4096
+
+    def __init__(self) -> None:
+        self._known: set[tuple[FrontendState, bytes]] = set()
+        self._forget = 0.0  # monotonic
+
+    def tick(self, now: float) -> None:
+        if now >= self._forget:
+            self._forget = now + self.PERIOD
+            self._known.clear()
+
+    def is_first(self, frontend: FrontendState, ip: str) -> bool:
+        """True: this one is to be logged and recorded. All are counted."""
+        key = (frontend, source(ip))
+        if key in self._known or len(self._known) >= self.MOST:
+            return False
+        self._known.add(key)
+        return True

@@ -22,7 +22,7 @@ from pylb.forward.datagram_port import DatagramPorts
 from pylb.forward.datagram_sockets import Client, local_ports, reply_from, take_error
 from pylb.forward.datagrams import Datagrams
 from pylb.forward.faults import Faults
-from pylb.forward.flow import DatagramPort, Flow, FrontendFlows
+from pylb.forward.flow import DatagramPort, Flow, FrontendFlows, LoggedSources
 from pylb.forward.flow_handover import FlowHandover
 from pylb.forward.flow_sweep import FlowSweep, visit_period
 from pylb.forward.homes import Homes, moved
@@ -30,11 +30,8 @@ from pylb.forward.lifecycle import Lifecycle
 from pylb.forward.run_queue import ACCEPT, END, QUANTUM, RunQueue
 from pylb.forward.session import FrontendState
 from pylb.forward.sockets import Opener, folded, open_each
-from pylb.forward.source_share import source
 
 FIRST = 64 * 1024  # units of a flow at an event; the run queue does the rest
-DENIED_LOG = 60.0  # seconds: a source that is denied is logged and recorded once in that time
-MOST_DENIED = 4096  # sources at a time of which that is known
 _UNSETTLED, _CLOSED = FlowState.UNSETTLED, FlowState.CLOSED
 
 
@@ -74,8 +71,7 @@ class Flows:
         self._ranges = local_ports() // 2 // processes
         self._descriptors = nofile // 4 if nofile else 1 << 30
         self.most = 0
-        self._denied: dict[tuple[FrontendState, bytes], None] = {}  # sources whose denial is logged already
-        self._forget_denied = 0.0  # monotonic
+        self._logged = LoggedSources()
         self.sweep = FlowSweep(self, self.groups, life.accounts, run_queue, faults)
         self.handover = FlowHandover(self, events, by_fd, faults, clock)
 
@@ -228,9 +224,7 @@ class Flows:
         if self.handover.paused:
             return
         self.ports.resume(elapsed)
-        if now >= self._forget_denied:
-            self._forget_denied = now + DENIED_LOG
-            self._denied.clear()
+        self._logged.tick(now)
         self.sweep.tick(now, elapsed, kill=kill)
 
     # ------------------------------------------------------------ from the hot path
@@ -387,11 +381,9 @@ class Flows:
 
     def _deny(self, port: DatagramPort, frontend: FrontendState, client: Client, reason: str, count: int) -> None:
         self.dropped(port, "access" if reason == "access" else "limit", count)
-        key = (frontend, source(client[0]))
-        if key in self._denied or len(self._denied) >= MOST_DENIED:
+        if not self._logged.is_first(frontend, client[0]):
             frontend.counters.denied[reason] += 1
             return
-        self._denied[key] = None
         self._life.number += 1
         self.accounts.refused(frontend, client[:2], port.listen.port, reason, self._life.number, self._life.dialer.generation)
 
@@ -416,7 +408,8 @@ class Flows:
         self.homes.leave(flow)
         if flow.admission is not None:
             self._faults.guard("a source's slot could not be released", flow.admission.leave)
-        self._faults.guard("the end of a flow could not be counted", self.accounts.flow_ended, flow, server)
+        quiet = event is FlowEvent.REPLACED and not self._logged.is_first(flow.frontend, flow.client[0])
+        self._faults.guard("the end of a flow could not be counted", self.accounts.flow_ended, flow, server, quiet)
         flow.port = None
         del flow.frontend
 

@@ -23,7 +23,7 @@ def test_at_a_limit_the_oldest_unsettled_flow_makes_room_and_settled_ones_never(
     server = drive.server()
     listen = drive.serve_udp(server, policy=Policy(max_connections=3))
     first = settled(drive, listen, server)
-    spoofed = [drive.client(listen) for _ in range(20)]
+    spoofed = [drive.client(listen, source=f"127.8.0.{number + 1}") for number in range(20)]
     for client in spoofed:
         client.send(b"x")
     drive.settle()
@@ -176,6 +176,15 @@ def test_a_flood_of_forged_senders_takes_a_bounded_number_of_flows_sockets_and_l
     assert sum(len(port.flows) for port in flows.ports.by_listen.values()) == 100
     assert len(drive.engine._udp_by_fd) == 101
     assert sorted(codes(drive)) == ["PR", *["RD"] * 201]
+    # 99 more of the first ones make room, and then 50 of which a line was written in this minute: they are only counted.
+    for number in range(149):
+        drive.client(listen, source=f"127.8.0.{number + 1}").send(b"x")
+        if number % 20 == 0:
+            drive.settle()
+    drive.settle()
+    assert (len(flows.flows), len(codes(drive))) == (100, 202 + 99)
+    counters = drive.engine.counters.frontends[listen]
+    assert counters.forgotten + sum(server.closed["RD"] for server in counters.servers.values()) == 201 + 149
     server.got()
     drive.exchange(friend, server)
     assert drive.balances(listen)
