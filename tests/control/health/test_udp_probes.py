@@ -49,7 +49,7 @@ def closed(ip: str = NODE_A) -> Address:
         return Address(ip, sock.getsockname()[1], UDP)
 
 
-@pytest.mark.parametrize("ip", [NODE_A, "::1"])
+@pytest.mark.parametrize("ip", [pytest.param(NODE_A, id="IPv4"), pytest.param("::1", id="IPv6")])
 async def test_who_has_no_such_port_refuses(ip: str) -> None:
     assert await ask(ProbeRequest(closed(ip), timeout=1.0)) == "refused"
 
