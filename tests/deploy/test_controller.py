@@ -18,6 +18,7 @@ from phonehome.controller import objects
 from phonehome.controller.desired import Rules, plan
 from phonehome.controller.options import read
 from phonehome.controller.status import Address
+from pylb.cli.joins import for_controller
 from tests.deploy.manifests import ROOT, documents, header, parse
 from tests.deploy.manifests import read as read_file
 
@@ -93,31 +94,46 @@ def test_the_program_in_its_config_map_runs_and_names_what_is_missing(tmp_path: 
     assert "Traceback" not in done.stderr
 
 
-def test_the_token_of_the_header_may_ask_kube_proxy() -> None:
-    """10256 is where policy Cluster is checked, and the default of a token's target ports is the NodePorts alone."""
-    assert "--target-ports 30000-32767,10256" in header(FOLDER / "base.yaml")
+def test_the_token_of_the_header_is_the_one_that_the_verb_makes() -> None:
+    """Ports of UDP and kube-proxy's health port, which a token does not have unless they are named."""
+    asked = dict.fromkeys(("kubernetes", "public_address", "ports", "names", "target_ports", "namespace"))
+    made = for_controller({**asked, "targets": ["198.51.100.0/24"]})
+    text = header(FOLDER / "base.yaml")
+    assert f"--ports {','.join(made['ports'])} " in text
+    assert f"--target-ports {','.join(made['target_ports'])}\n" in text
+    assert {"1-65535/udp", "10256"} <= {*made["ports"], *made["target_ports"]}
 
 
 APPS = ("mosquitto", "traefik", "unifi")
 
 
 def without_phonehome(app: str) -> list[Any]:
-    """The files of an app with a sidecar, and what they would be without it. The controller opens ports of TCP only."""
+    """The files of an app with a sidecar, and what they would be without it."""
     found = [copy.deepcopy(document) for name in ("base", "deployment") for document in read_file(ROOT / app / f"{name}.yaml")]
+    made = []
     for document in found:
         spec = document.get("spec", {})
         if document["kind"] == "Deployment":
             pod = spec["template"]["spec"]
             del pod["initContainers"]
             pod["volumes"] = [one for one in pod["volumes"] if one["name"] not in ("phonehome", "pylb-token")]
-            for container in pod["containers"]:
-                container["ports"] = [port for port in container["ports"] if port.get("protocol") != "UDP"]
         if spec.get("type") == "NodePort":
             spec.update(type="LoadBalancer", loadBalancerClass="pylb.io/pylb")
-            spec["ports"] = [port for port in spec["ports"] if port["protocol"] != "UDP"]
             for port in spec["ports"]:
                 del port["nodePort"]
-    return [document for document in found if document["kind"] != "Secret"]
+            made += of_udp(app, document)
+    return [document for document in [*found, *made] if document["kind"] != "Secret"]
+
+
+def of_udp(app: str, service: Any) -> list[Any]:
+    """Take the ports of UDP out of a Service, into one of their own: before Kubernetes 1.26 a Service of type LoadBalancer
+    with both protocols is refused."""
+    ports = [port for port in service["spec"]["ports"] if port["protocol"] == "UDP"]
+    service["spec"]["ports"] = [port for port in service["spec"]["ports"] if port not in ports]
+    if not ports:
+        return []
+    name = f"{app}-{ports[0]['name']}"
+    return [{**service, "metadata": {**service["metadata"], "name": name}, "spec": {**service["spec"], "ports": ports}}]
 
 
 @pytest.mark.parametrize("app", APPS)
@@ -126,6 +142,13 @@ def test_an_example_is_the_app_with_a_sidecar_without_its_sidecar(app: str) -> N
     for document in found:
         document.get("spec", {}).pop("loadBalancerSourceRanges", None)  # what it adds
     assert by_name(found) == by_name(without_phonehome(app))
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_no_service_of_an_example_needs_a_new_kubernetes_for_its_protocols(app: str) -> None:
+    for document in read_file(FOLDER / "examples" / f"{app}.yaml"):
+        if document["kind"] == "Service":
+            assert len({port["protocol"] for port in document["spec"]["ports"]}) == 1, document["metadata"]["name"]
 
 
 def by_name(found: list[Any]) -> dict[tuple[str, str], Any]:
@@ -141,6 +164,11 @@ def test_the_examples_open_the_ports_of_the_design() -> None:
     addresses = [{"type": "InternalIP", "address": "198.51.100.7"}]
     nodes = [objects.node({"metadata": {"name": "a"}, "status": {"addresses": addresses}})]
     planned = plan(map(objects.service, services), nodes, Rules())
-    opened = {name: [frontend.port for frontend in each.frontends] for name, each in planned.wanted.items()}
-    assert opened == {"mosquitto.mosquitto": [8443], "traefik.traefik": [443, 80], "unifi.unifi-inform": [8080]}
+    opened = {name: [frontend.key for frontend in each.frontends] for name, each in planned.wanted.items()}
+    assert opened == {
+        "mosquitto.mosquitto": [("TCP", 8443)],
+        "traefik.traefik": [("TCP", 443), ("TCP", 80)],
+        "unifi.unifi-inform": [("TCP", 8080)],
+        "unifi.unifi-stun": [("UDP", 3478)],
+    }
     assert not any(planned.problems.values())
