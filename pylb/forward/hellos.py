@@ -24,6 +24,7 @@ ALERT = bytes((21, 3, 3, 0, 2, 2, 112))
 DISCARD = 1.0  # seconds in which the client may take the alert and close
 MOST_DISCARDED = 128 * 1024  # bytes for one event, beside the budget of a turn; whoever sends more does not wait for an alert
 _READ = 64 * 1024
+_PEEK = int(MSG_PEEK | MSG_DONTWAIT)  # here and not at each look: combining two flags takes as many calls as the look itself
 
 
 class LifecycleCalls(Protocol):
@@ -87,7 +88,7 @@ class Hellos:
         if admission is None or admission.hello is None:
             return
         try:
-            data = client.sock.recv(MOST_BYTES, MSG_PEEK | MSG_DONTWAIT)
+            data = client.sock.recv(MOST_BYTES, _PEEK)
         except BlockingIOError:
             return
         except OSError:

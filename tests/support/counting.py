@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 
 @contextmanager
@@ -20,3 +21,22 @@ def counting() -> Iterator[Callable[[], int]]:
         yield lambda: calls
     finally:
         sys.setprofile(None)
+
+
+@contextmanager
+def counting_bytecodes() -> Iterator[Callable[[], int]]:
+    """The same with the bytecodes of the functions that are called: a loop without calls is seen, too."""
+    bytecodes = 0
+
+    def trace(frame: FrameType, event: str, _arg: object) -> Any:
+        nonlocal bytecodes
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        bytecodes += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield lambda: bytecodes
+    finally:
+        sys.settrace(before)
