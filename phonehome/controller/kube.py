@@ -31,6 +31,7 @@ class ApiError(Exception):
         text = "".join(one if one.isprintable() else " " for one in text[:300]) if isinstance(text, str) else ""
         super().__init__(f"{status} {text}" if text else str(status))
         self.status = status
+        self.text = text
         self.wait = wait  # Retry-After, in seconds
 
     @property

@@ -156,9 +156,11 @@ class Reporter(threading.Thread):
         try:
             answer = self._api.patch(_path(service.namespace, service.name) + "/status", status.patch(ingress))
         except ApiError as exc:
-            if exc.status not in ABOUT_ONE:
+            if not _is_about_one(exc):
                 raise
-            if exc.status != 404:  # else it was deleted meanwhile
+            # 404: it was deleted meanwhile. 409: somebody else changed it so often that the API server gave up. Both show in
+            # the watch, and the second is tried again with the next look in any case.
+            if exc.status not in (404, 409):
                 self._log(f"Kubernetes API, status of {service.key}: {exc}")
                 self._refused[service.uid] = ingress, time.monotonic() + REPEAT
             return
@@ -173,13 +175,21 @@ class Reporter(threading.Thread):
         try:
             self._api.post(path, document(service, event, stamp, uuid.uuid4().hex[:16]))
         except ApiError as exc:
-            if exc.status not in ABOUT_ONE and not (exc.status == 403 and "being terminated" in str(exc)):
-                raise  # a namespace that ends takes no events
+            if not _is_about_one(exc):
+                raise
 
     def _say(self, text: str) -> None:
         if text != self._said:
             self._log(text)
             self._said = text
+
+
+def _is_about_one(exc: ApiError) -> bool:
+    """A missing right concerns all objects. Other 403s are of one: a namespace that ends takes no events, an admission
+    webhook or policy denies one change."""
+    if exc.status == 403:
+        return bool(exc.text) and '" cannot ' not in exc.text  # 'User "NAME" cannot patch resource …', as RBAC writes it
+    return exc.status in ABOUT_ONE
 
 
 def _path(namespace: str, name: str) -> str:

@@ -203,12 +203,10 @@ ELSEWHERE = {
     "phonehome/controller": {
         "balancer": "kubernetes/test_controller",
         "command": "kubernetes/test_pylb",
-        "controller": "kubernetes/test_controller",
         "kube": "phonehome/controller/test_watch",
         "objects": "phonehome/controller/test_desired",
         "options": "deploy/test_controller",
         "pace": "phonehome/controller/test_work phonehome/controller/test_watch",
-        "reporter": "kubernetes/test_controller",
         "service_annotations": "phonehome/controller/test_desired",
         "sets": "kubernetes/test_controller",
     },

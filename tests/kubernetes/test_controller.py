@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from phonehome.controller import belief
 from tests.deploy.manifests import ROOT, parse
 from tests.kubernetes.conftest import Start
 from tests.phonehome.controller.pylb import Pylb
@@ -127,8 +128,8 @@ def test_two_pylbs_have_the_same_and_show_their_own_addresses(
     eventually(lambda: [each["ip"] for each in cluster.shown("mail") or ()] == ["198.51.100.1", "198.51.100.2"])
 
 
-def test_what_went_while_the_controller_was_away_is_not_released_by_a_list_alone(
-    cluster: ApiServer, pylb: Pylb, start: Start
+def test_what_went_while_the_controller_was_away_is_released_when_the_api_server_has_said_so_twice(
+    cluster: ApiServer, pylb: Pylb, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.node("a", "10.1.0.1")
     cluster.service("web", 443)
@@ -140,8 +141,12 @@ def test_what_went_while_the_controller_was_away_is_not_released_by_a_list_alone
     begun = start(pylb)
     pylb.opens(25, "default.mail")
     assert pylb.ports[443] == "default.web", "a list that lacks a Service is no proof"
-    begun._answered("default.web", False)
-    assert pylb.ports[443] == "default.web"
+    eventually(lambda: "default.web" in begun._missing._confirmed, what="the first 404 has come")
+    assert pylb.ports[443] == "default.web", "one answer is no proof either"
+    monkeypatch.setattr(belief, "CONFIRM_AGAIN", 0.0)  # the minute is over
+    begun._changes.note()
+    pylb.closes(443)
+    assert pylb.ports == {25: "default.mail"}
 
 
 def test_the_rights_of_the_manifest_are_enough_and_no_more(cluster: ApiServer, pylb: Pylb, start: Start) -> None:

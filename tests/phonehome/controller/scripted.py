@@ -1,4 +1,7 @@
-"""An API server by script, for what a real one does not do on demand: each request gets the next step of its list."""
+"""An API server by script, for what a real one does not do on demand: each request gets the next step of its list.
+
+`Cluster` answers by what it stores instead: a small API server of any age.
+"""
 
 from __future__ import annotations
 
@@ -67,8 +70,10 @@ class Scripted:
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def do_GET(self) -> None:
+            def handle_any(self) -> None:
                 outer.handle(self)
+
+            do_GET = do_PATCH = do_POST = handle_any  # noqa: N815  names that http.server looks for
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -82,11 +87,13 @@ class Scripted:
 
     def handle(self, request: http.server.BaseHTTPRequestHandler) -> None:
         url = urlsplit(request.path)
+        query = {key: values[0] for key, values in parse_qs(url.query).items()}
+        text = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         with self._lock:
             self.count += 1
             self.tokens.append(request.headers.get("Authorization", ""))
-            step = self._steps.pop(0) if self._steps else self._rest
-        self.requests.put((url.path, {key: values[0] for key, values in parse_qs(url.query).items()}))
+        step = self.step(request.command, url.path, query, json.loads(text) if text else {})
+        self.requests.put((url.path, query))
         try:
             request.send_response(step.status)
             for name, value in (*step.headers, ("Transfer-Encoding", "chunked"), ("Connection", "close")):
@@ -102,6 +109,10 @@ class Scripted:
         except OSError:
             pass  # the caller gave up, as some tests want it to
         request.close_connection = True
+
+    def step(self, method: str, path: str, query: dict[str, str], body: dict[str, Any]) -> Step:  # noqa: ARG002
+        with self._lock:
+            return self._steps.pop(0) if self._steps else self._rest
 
     def next(self) -> dict[str, str]:
         """The query of the next request."""
