@@ -86,6 +86,9 @@ class Calls(RuleBasedStateMachine):
     def swap(self, touched: Iterable[Listen] | None) -> None:
         self.table = compose(self.claims, self.static_rules, ServerStates(self.proven, self.down), self.table, touched)
 
+    def places_of(self, key: Key) -> tuple[Listen, ...]:
+        return self.claims.registrations[key].places if key in self.claims.registrations else ()
+
     @rule(one=natives() | sets() | legacies(), takeover=st.booleans())
     def somebody_calls(self, one: Registration, takeover: bool) -> None:
         before, held = self.claims, dict(self.claims.registrations)
@@ -96,6 +99,11 @@ class Calls(RuleBasedStateMachine):
             return
         self.claims = change.claims
         self.swap(change.touched)
+        for key, other in held.items():
+            lost = set(other.places) - set(self.places_of(key))
+            assert key == one.key or lost <= set(self.places_of(one.key))
+            # only a takeover takes from others, except from the legacy registration of the same token
+            assert key == one.key or not lost or takeover or (key.is_legacy and key.token == one.key.token)
         if one.key in self.claims.registrations:
             for item, place in zip(one.wanted, self.claims.registrations[one.key].places, strict=True):
                 assert {*one.addresses(item)} <= {server.address for server in self.table.frontends[place].servers}
@@ -116,6 +124,20 @@ class Calls(RuleBasedStateMachine):
             servers = {server.address for server in self.table.frontends[place].servers} if others else set()
             for other in others:  # whoever else holds it keeps its server
                 assert servers.issuperset(other.addresses(other.wanted[other.places.index(place)]))
+
+    @precondition(lambda self: self.claims.holders)
+    @rule(data=st.data(), whole_port=st.booleans())
+    def a_route_or_a_port_is_released(self, data: st.DataObject, whole_port: bool) -> None:
+        """By name or the default one, of some of its holders; or the port with all its routes."""
+        place = data.draw(st.sampled_from(list(self.claims.holders)))
+        keys = data.draw(st.sets(st.sampled_from(list(self.claims.registrations)), min_size=1))
+        before = self.claims
+        change = release(before, keys, place.port, server_name=None if whole_port else place.server_name)
+        self.claims = change.claims
+        self.swap(change.touched)
+        for key, one in before.registrations.items():
+            gone = {other for other in one.places if other.port == place.port and (whole_port or other == place)}
+            assert set(self.places_of(key)) == set(one.places) - (gone if key in keys else set())
 
     @precondition(lambda self: self.claims.registrations)
     @rule(data=st.data(), state=st.sampled_from(State))
