@@ -13,8 +13,10 @@ from pylb.api.plan import steps as put_into_words
 from pylb.core.address import Address, Listen
 from pylb.core.session import SessionView
 from pylb.core.table_diff import ChangeKind, ChangeLine
-from tests.app.instance import Instance, cli, echo, fetch
+from tests.app.instance import Instance, cli, echo, fetch, token
+from tests.app.test_server_names import put
 from tests.support.counting import counting
+from tests.support.hellos import asking_for
 from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
@@ -229,3 +231,43 @@ async def test_a_plan_with_many_changes_and_sessions_is_put_into_words_in_steps(
         assert [step["sessions"] for step in steps] == [1] * count
         longest[count] = max(after - before for before, after in pairwise(turns))
     assert longest[8000] <= 1.3 * longest[1000]
+
+
+def test_routes_by_server_name_are_planned_each_by_itself(pylb: Instance, echo_port: int, tmp_path: Path) -> None:
+    def routed(*names: str) -> dict[str, Any]:
+        routes = [{"server_names": [name], "servers": [f"127.0.0.1:{echo_port}"]} for name in names]
+        return {**static(pylb.port, echo_port, name="https"), "routes": routes}
+
+    held = free_port()
+    apps = token(names=["git", "rival"], server_names=["**.example.net"])
+    pylb.configure(tokens=[apps], frontends=[routed("git.example.net", "*.apps.example.net")])
+    pylb.start()
+    hello = asking_for("git.example.net")
+    with socket.create_connection(("127.0.0.1", pylb.port), timeout=10) as client, client.makefile("rb") as answer:
+        client.sendall(hello)
+        assert answer.read(len(hello)) == hello
+        pylb.configure(tokens=[apps], frontends=[routed("new.example.net", "*.apps.example.net")])
+        steps = planned(pylb)
+        assert {(step["what"], step["port"], step["server_name"], step["frontend"], step["touched"]) for step in steps} == {
+            ("closed", pylb.port, "git.example.net", "https:git.example.net", 1),
+            ("opened", pylb.port, "new.example.net", "https:new.example.net", 0),
+        }
+        pylb.reload("reloaded: opened")
+        for step in steps:
+            pylb.running.has_said(f"reloaded: {step['text']}")
+    body = tmp_path / "body.json"
+    git = {"port": held, "target_port": echo_port, "server_names": ["git.example.net", "www.example.net"]}
+    body.write_text(json.dumps({"frontends": [git]}))
+    about = ("--token", "app", "--address", "127.0.0.1", str(body))
+    steps = planned(pylb, "--name", "git", *about)
+    assert [(step["what"], step["port"], step.get("server_name")) for step in steps] == [
+        ("opened", held, None),  # the port itself, whose default route nobody has
+        ("opened", held, "git.example.net"),
+        ("opened", held, "www.example.net"),
+    ]
+    assert put(pylb, "git/one", git).status == 201
+    body.write_text(json.dumps({"frontends": [git | {"server_names": ["www.example.net"]}]}))
+    [step] = planned(pylb, "--name", "git", "--instance", "one", *about)
+    assert (step["what"], step["server_name"]) == ("closed", "git.example.net")
+    refused = pylb.ask("plan", "--name", "rival", *about)
+    assert (refused.returncode, f"the name www.example.net on port {held} is owned by" in refused.stderr) == (1, True)
