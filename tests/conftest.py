@@ -62,6 +62,7 @@ def _as_from_a_roots_shell() -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda _number, _frame: None)  # ignored here all the same; exec makes it the default
     os.environ["PATH"] += ":/usr/local/sbin:/usr/sbin:/sbin"
+    os.environ["PYLB_CONFIG"] = ""  # no verb goes by /etc/pylb/pylb.yaml, the config of a service of this machine
     raise_descriptor_limit()  # a user's soft limit is 1,024: some tests hold more sockets in their own process
 
 

@@ -4,6 +4,7 @@ import json
 import socket
 import struct
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,5 +126,7 @@ def test_a_recorder_that_is_off_says_so(pylb: Instance, echo_port: int) -> None:
         ("sessions", "--limit", "1001"),
     ],
 )
-def test_what_is_no_question_is_exit_2(argv: tuple[str, ...]) -> None:
+def test_what_is_no_question_is_exit_2(argv: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYLB_CONFIG", "")  # no pylb runs there, whatever this machine has
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
     assert CliRunner().invoke(main, argv).exit_code == 2

@@ -100,9 +100,9 @@ async def test_a_need_that_an_older_one_does_not_know_is_kept_there_and_served_a
     await pair.a.connected()
     await pair.a.put({port: target}, NODE)
     await pair.b.put({old: target}, NODE, name="old")
+    await pair.a.serves(old, f"{NODE} fresh b")  # so it knows b, too: a balancer says that it is there before anything else
     assert (await pair.a.planned(later, "later")) == ["b keeps it and does not serve it: its pylb does not know teleport"]
     await pair.a.put({later: target}, NODE, name="later")
-    await pair.a.serves(old, f"{NODE} fresh b")
     await pair.b.serves(port, f"{NODE} fresh a")
     await until(lambda: pair.b.shared.view().unserved)
     (text,) = pair.b.shared.view().unserved

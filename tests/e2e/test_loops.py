@@ -49,7 +49,7 @@ def test_a_server_whose_address_comes_to_pylbs_machine_goes_out_and_comes_back(l
 
     lab.lb.ip(f"address delete {lab.a.address}/32 dev eth0")
     eventually(lambda: servers(pylb) == [f"{lab.a.address}:{NODEPORT}"], within=10, what="the server is back")
-    assert len(said(pylb, "loop_over")) == 1
+    eventually(lambda: len(said(pylb, "loop_over")) == 1, what="it is said that the loop is over")
     assert ask(lab.client, PORT)[0] == "a"
 
 
