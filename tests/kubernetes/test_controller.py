@@ -4,12 +4,16 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from phonehome.client import Cancel
 from phonehome.controller import belief
+from phonehome.controller.kube import Api
 from tests.deploy.manifests import ROOT, parse
 from tests.kubernetes.conftest import Start
 from tests.phonehome.controller.pylb import Pylb
@@ -48,9 +52,45 @@ def test_servers_follow_the_nodes(cluster: ApiServer, pylb: Pylb, start: Start) 
     eventually(lambda: pylb.servers("default.web") == {"b": "10.1.0.9"})
 
 
+def test_a_new_service_and_each_change_of_a_node_arrive_within_two_seconds(
+    cluster: ApiServer, pylb: Pylb, start: Start
+) -> None:
+    """The best of three: a busy machine delays some of them, a pause that somebody builds in delays all."""
+    cluster.node("a", "10.1.0.1")
+    cluster.service("web", 443)
+    start(pylb)
+    pylb.opens(443, "default.web")
+
+    def servers() -> dict[str, str]:
+        return pylb.servers("default.web")
+
+    def seconds(change: Callable[[], object], is_done: Callable[[], object]) -> float:
+        begun = time.monotonic()
+        change()
+        eventually(is_done)
+        return time.monotonic() - begun
+
+    found: dict[str, list[float]] = {}
+    for number in (2, 3, 4):
+        name, port = f"node-{number}", 8000 + number
+        path, moved = f"/api/v1/nodes/{name}", f"10.1.1.{number}"
+        status = {"status": {"addresses": [{"type": "InternalIP", "address": moved}]}}
+        steps: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+            "Service shown": (lambda: cluster.service(name, port), lambda: cluster.shown(name)),  # noqa: B023  used at once
+            "node added": (lambda: cluster.node(name, f"10.1.0.{number}"), lambda: name in servers()),  # noqa: B023
+            "node moved": (lambda: cluster.call("PATCH", f"{path}/status", status), lambda: servers().get(name) == moved),  # noqa: B023
+            "node removed": (lambda: cluster.call("DELETE", path), lambda: name not in servers()),  # noqa: B023
+        }
+        for what, step in steps.items():
+            found.setdefault(what, []).append(seconds(*step))
+        assert pylb.ports[port] == f"default.{name}"
+    print("; ".join(f"{what} after {min(each):.2f} s" for what, each in found.items()))  # noqa: T201
+    assert all(min(each) <= 2.0 for each in found.values()), found
+
+
 def test_of_two_services_that_want_a_port_the_older_gets_it(cluster: ApiServer, pylb: Pylb, start: Start) -> None:
     cluster.node("a", "10.1.0.1")
-    first = cluster.service("first", 443)
+    first = cluster.service("first", 443, 7443)
     second = cluster.service("second", 443, 8443)
     older, younger = sorted((first, second), key=lambda one: (one["metadata"]["creationTimestamp"], one["metadata"]["uid"]))
     winner, loser = older["metadata"]["name"], younger["metadata"]["name"]
@@ -59,9 +99,9 @@ def test_of_two_services_that_want_a_port_the_older_gets_it(cluster: ApiServer, 
     pylb.opens(443, f"default.{winner}")
     text = f"port 443/TCP belongs to the older Service default/{winner}"
     eventually(lambda: (loser, "SyncLoadBalancerFailed", text) in cluster.events())
-    if loser == "second":
-        shown = eventually(lambda: cluster.shown("second"))
-        assert shown[0]["ports"][0] == {"port": 443, "protocol": "TCP", "error": "pylb.io/port_owned"}
+    own = {"first": 7443, "second": 8443}[loser]
+    expected = [{"port": 443, "protocol": "TCP", "error": "pylb.io/port_owned"}, {"port": own, "protocol": "TCP"}]
+    eventually(lambda: (cluster.shown(loser) or [{}])[0].get("ports") == expected)
     cluster.call("DELETE", f"/api/v1/namespaces/default/services/{winner}")
     pylb.opens(443, f"default.{loser}")
 
@@ -96,17 +136,33 @@ def test_what_is_deleted_or_of_another_type_is_released_at_once(cluster: ApiServ
     eventually(lambda: cluster.shown("mail") is None)
 
 
-def test_the_api_server_is_killed_compacted_and_started_again(cluster: ApiServer, pylb: Pylb, start: Start) -> None:
+def test_the_api_server_is_killed_compacted_and_started_again(
+    cluster: ApiServer, pylb: Pylb, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cluster.node("a", "10.1.0.1")
     cluster.service("web", 443)
+    lists: Counter[str] = Counter()
+    get = Api.get
+
+    def counting(api: Api, path: str, *, cancel: Cancel | None = None) -> dict[str, Any]:
+        lists[path.partition("?")[0].removeprefix("/api/v1/")] += 1
+        return get(api, path, cancel=cancel)
+
+    monkeypatch.setattr(Api, "get", counting)
+    pylb.ttl = 1  # seconds, so that it is called several times in each
     start(pylb)
     pylb.opens(443, "default.web")
+    eventually(lambda: ("web", "EnsuredLoadBalancer", "open on 198.51.100.1: 443/TCP") in cluster.events())
+    assert lists == {"services": 1, "nodes": 1}
 
     cluster.kill()
     cluster.compact()
+    before = pylb.count
+    eventually(lambda: pylb.count >= before + 3, what="the registration is renewed all the same")
     assert pylb.ports == {443: "default.web"}
     cluster.start()
     cluster.compact()
+    eventually(lambda: lists["services"] > 1 and lists["nodes"] > 1, within=40, what="410 has led to new lists")
     cluster.service("mail", 25)
     pylb.opens(25, "default.mail", within=40)
     assert pylb.ports[443] == "default.web"

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tests.support.ports import free_port, free_ports
-from tests.web.calling import NATIVE, body_for, facing
+from tests.web.calling import NATIVE, body_for, facing, legacy_body
 from tests.web.loopback import Reply, ask
+from tests.web.running import WEAK
 
 NODE_A, NODE_B = "127.0.0.11", "127.0.0.12"
 
@@ -74,6 +75,8 @@ async def test_a_token_sees_what_it_has_registered_and_nothing_else(tmp_path: Pa
     async with facing(tmp_path) as face:
         await face.put("mosquitto", of(one, 30000, NODE_A, NODE_B), NATIVE | {"Pylb-Sequence": "41"})
         await face.put("mosquitto/pod-1", body_for(other))
+        another = {"X-Funkypenguin-Token": WEAK}  # a token that registers the same name
+        assert (await face.hook(legacy_body(free_port(), 30001), another)).status == 200
         found = body(await ask(face.port, "GET", "/v1/registrations", headers=NATIVE))["registrations"]
         lease = {"ttl": 900, "expires_in": 900}
         assert found[0] | {"lease": lease} == {

@@ -18,6 +18,7 @@ class Pylb(LoadBalancer):
         self.registrations: dict[str, dict[str, Any]] = {}
         self.sequences: dict[str, str] = {}
         self.others: set[int] = set()
+        self.ttl = 900  # of its leases, in seconds
         self.count = 0  # of PUT and DELETE
         self.most = 0.0  # the longest body in bytes
         self._lock = threading.Lock()
@@ -60,4 +61,4 @@ class Pylb(LoadBalancer):
             return self._accepted(result)
 
     def _accepted(self, result: str) -> Answer:
-        return Answer(200, {"result": result, "generation": self.count, "durable": True, "lease": {"ttl": 900}})
+        return Answer(200, {"result": result, "generation": self.count, "durable": True, "lease": {"ttl": self.ttl}})
