@@ -104,6 +104,17 @@ def test_the_token_of_the_header_is_the_one_that_the_verb_makes() -> None:
     assert {"1-65535/udp", "10256"} <= {*made["ports"], *made["target_ports"]}
 
 
+def test_the_network_policy_is_of_the_controllers_pod_and_lets_it_call_pylb() -> None:
+    policy, deployment = one("NetworkPolicy"), one("Deployment")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert policy["metadata"]["namespace"] == deployment["metadata"]["namespace"]
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+    ports = {(port["protocol"], port["port"]) for rule in policy["spec"]["egress"] for port in rule["ports"]}
+    webhook = int(one("Secret")["stringData"]["join"].rpartition(":")[2])
+    assert ports == {("TCP", webhook), ("TCP", 6443), ("UDP", 53), ("TCP", 53)}
+    assert policy["spec"]["ingress"] == []
+
+
 APPS = ("mosquitto", "traefik", "unifi")
 
 
