@@ -67,6 +67,12 @@ def test_one_that_was_refused_has_no_time_in_the_queue() -> None:
     assert "time       less than 1 ms in all" in describe(refused)
 
 
+def test_the_name_that_a_client_asked_for_stands_where_it_came() -> None:
+    [came] = [line for line in describe(trace(server_name="git.example.net")) if line.startswith("came")]
+    assert came.endswith("from 198.51.100.9:51000 to *:443, and asked for git.example.net")
+    assert "asked for" not in "\n".join(describe(trace()))
+
+
 def test_the_whole_way_of_a_session_is_told_in_order() -> None:
     text = "\n".join(describe(trace()))
     expected = [

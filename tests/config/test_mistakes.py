@@ -47,6 +47,18 @@ def test_a_file_full_of_mistakes_gets_all_of_them_in_the_order_of_its_lines() ->
             "pylb.yaml:1:12: error: 'frontends' is a list (begin each entry with '- ', or write frontends: [...])",
         ),
         ("log: {level: warn}", "pylb.yaml:1:14: error: 'warn' is not a value of 'level' (did you mean 'warning'?)"),
+        (
+            'frontends: [{name: a, listen: "*:1", routes: [{server_names: [b.net]}, {server_names: [c.net, b.net]}]}]',
+            "pylb.yaml:1:95: error: b.net has two routes in frontend 'a' (remove one of them)",
+        ),
+        (
+            'frontends: [{name: a, listen: "*:1-9", routes: [{server_names: [b.net]}]}]',
+            "pylb.yaml:1:48: error: *:1-9 is a range of ports, which has no routes (a frontend for each port)",
+        ),
+        (
+            'frontends: [{name: a, listen: "*:1", routes: [{server_names: [b.net, 192.0.2.7]}]}]',
+            "pylb.yaml:1:70: error: '192.0.2.7' is an address: a client that connects to one sends no server name",
+        ),
         ("admin: {listen: ~}", "pylb.yaml:1:17: error: 'listen' has no value (write one, or remove the line)"),
         (
             "webhook: []",

@@ -199,6 +199,23 @@ def test_without_a_route_and_a_default_route_the_client_is_sent_an_alert(drive: 
     assert drive.trace().record.server == ""
 
 
+@pytest.mark.parametrize("closes", [False, True], ids=["silent", "only closes"])
+def test_who_says_nothing_where_there_is_no_default_route_is_sent_the_alert(drive: Drive, closes: bool) -> None:
+    port = Port(drive, default=False)
+    client = port.client()
+    if closes:
+        client.finish()
+    else:
+        drive.run_until_quiet()
+        drive.pass_time(4.8)
+        assert not client.got
+        drive.pass_time(0.4)
+    drive.run_until(lambda: client.eof)
+    assert (client.got, client.error) == (ALERT, "")
+    client.finish()
+    assert (drive.record().code, port.denied()) == ("PR", {"server_name": 1})
+
+
 def test_a_client_that_does_not_close_after_the_alert_is_closed_in_order(drive: Drive) -> None:
     port = Port(drive, default=False)
     client = port.client(asking_for("other.example.net"))

@@ -125,6 +125,13 @@ def test_names_are_written_so_that_a_reader_gets_them_back() -> None:
         assert (json.loads(value) if value.startswith('"') else value) == name
 
 
+def test_what_a_client_asked_for_is_at_the_end_of_a_line_only_where_it_asked() -> None:
+    asked = RECORD._replace(asked="git.example.net")
+    assert json.loads(json_line(asked)) == json.loads(json_line(RECORD)) | {"server_name": "git.example.net"}
+    assert logfmt(asked) == f"{logfmt(RECORD)} server_name=git.example.net"
+    assert tcplog(asked) == f"{tcplog(RECORD)} {{git.example.net}}"
+
+
 def test_logfmt_has_the_keys_of_the_json_line_in_their_order() -> None:
     line = logfmt(RECORD._replace(unique_id="0a0b"))
     assert line == (
