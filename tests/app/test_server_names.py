@@ -157,6 +157,7 @@ def test_the_name_that_a_client_asked_for_is_shown_and_explain_says_its_route(py
     assert reached(pylb.port, "other.net") == "TLSV1_UNRECOGNIZED_NAME"
     for name in ("{git.example.net}", "{other.net}"):
         eventually(lambda name=name: name in pylb.running.text(), what=f"{name} is in the log")
+    assert "other.net" not in pylb.get("/metrics").body.decode()  # what clients say is no label: anybody could make millions
     ended = json.loads(pylb.ask("sessions", "--ended", "--json").stdout)
     assert {(one["frontend"], one["server_name"], one["code"]) for one in ended} == {
         ("https:git.example.net", "git.example.net", "--"),
