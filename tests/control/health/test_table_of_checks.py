@@ -4,6 +4,7 @@ import asyncio
 import random
 import re
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,9 +127,10 @@ def number(text: str) -> float:
     return float(found[0]) if found else 0.0
 
 
-def test_the_table_has_every_check_and_every_mode() -> None:
+def test_the_table_has_each_check_in_each_mode_and_each_silence_and_answer() -> None:
     found = list(rows())
-    assert {row.check for row in found} == set(CHECKS)
+    modes = {mode.partition(" ")[0] for mode in MODES}
+    assert {(row.check, row.mode.partition(" ")[0]) for row in found} == set(product(CHECKS, modes))
     assert {row.mode for row in found} == set(MODES)
     assert {row.server for row in found} == set(SAYS)
 
