@@ -192,6 +192,24 @@ def test_plan_and_doctor_ask_the_checks_and_name_who_would_go_out(pylb: Instance
     assert [(one["ok"], one["found"]) for one in found if one["what"] == "check of web"] == [(True, "all its servers pass")]
 
 
+def test_doctor_warns_of_checks_through_nodeports(pylb: Instance) -> None:
+    health = {"check": {"http": "/up"}}
+    node_port = {"name": "node-port", "listen": "*:4431", "servers": ["127.0.0.1:30443"], "health": health}
+    by_port = {
+        "name": "by-port",
+        "listen": "*:4432",
+        "servers": ["127.0.0.1:1"],
+        "health": {"check": health["check"] | {"port": 30880}},
+    }
+    plain = {"name": "plain", "listen": "*:4433", "servers": ["127.0.0.1:30443"]}
+    pod = {"name": "pod", "listen": "*:4434", "servers": ["127.0.0.1:1"], "health": health}
+    pylb.configure(frontends=[node_port, by_port, plain, pod])
+    found = [one for one in json.loads(pylb.ask("doctor", "--json").stdout) if "asks a random pod" in one["found"]]
+    assert {(one["what"], one["ok"]) for one in found} == {("check of node-port", False), ("check of by-port", False)}
+    assert ["NodePort 30443" in found[0]["found"], "NodePort 30880" in found[1]["found"]] == [True, True]
+    assert all("externalTrafficPolicy: Local" in one["remedy"] for one in found)
+
+
 @pytest.mark.parametrize(
     ("what", "fate"),
     [
