@@ -104,8 +104,14 @@ class Checker:
         if server.admin is AdminState.MAINT or policy.mode is HealthMode.NONE:
             self.health_records.unlearn(key, now)  # until it is asked again, nothing is known about it
             return
-        self.health_records.group(key, probe_request(frontend, server))
+        before, question = known.question, probe_request(frontend, server)
+        changed = before is not None and before.check != question.check
+        if changed:  # what it has passed was another check
+            self.health_records.set_passed(key, passed=False)
+        self.health_records.group(key, question)
         after = self._expected(key, known, policy, now)
+        if changed and not after.down and after.probe_at < inf:
+            after = replace(after, failures=policy.fall - 1)  # its first answer decides
         if after != (known.health or UP):  # nothing is known of a server that was never asked
             known.health = after
             self._plan(key)

@@ -11,7 +11,7 @@ import pytest
 from pylb.control.health.checker import Checker
 from pylb.control.health.prober import ProbeRequest
 from pylb.core.address import Address, Listen
-from pylb.core.policy import AdminState, Check, CheckKind, HealthMode, HealthPolicy, Policy, ProxyProtocol
+from pylb.core.policy import AdminState, Check, CheckKind, HealthMode, HealthPolicy, Policy, ProxyProtocol, WhenAllDown
 from pylb.core.table import Frontend, Server, make_table
 from tests.control.harness import Clock
 
@@ -104,6 +104,36 @@ async def test_a_server_that_fails_its_check_has_answered_all_the_same() -> None
     checked.says[server().address] = "wrong answer: HTTP status 503"
     await checked.pass_time(10)
     assert server().address in checked.checker.health_records.proven
+
+
+async def test_who_has_passed_a_check_has_not_passed_another_one() -> None:
+    """Such as policy Local after Cluster: the node's kube-proxy is well, and has no pod."""
+    checked, (one, other) = Checked(), (server(1), server(2))
+    checked.serve(ACTIVE, one, other)
+    await checked.pass_time(5)
+    records = checked.checker.health_records
+    assert set(records.passed) == {(LISTEN, one.address), (LISTEN, other.address)}
+
+    checked.says[one.address] = "wrong answer: HTTP status 503"
+    another = replace(ACTIVE, check=replace(HTTP, path="/ready"))
+    checked.serve(another, one, other)
+    assert (dict(records.passed), dict(records.down)) == ({}, {}), "nothing is known, and nobody is out for that"
+    await checked.pass_time(another.interval)
+    assert (set(records.passed), set(records.down)) == ({(LISTEN, other.address)}, {(LISTEN, one.address)})
+
+
+async def test_who_must_pass_is_out_until_it_has_passed_the_new_check() -> None:
+    checked, place = Checked(), (LISTEN, server().address)
+    refusing = replace(ACTIVE, when_all_down=WhenAllDown.REFUSE)
+    checked.serve(refusing, server())
+    await checked.pass_time(5)
+    records = checked.checker.health_records
+    assert place in records.passed
+
+    checked.serve(replace(refusing, check=replace(HTTP, path="/ready")), server())
+    assert place in records.down
+    await checked.pass_time(0.1)
+    assert (place in records.passed, place in records.down) == (True, False), "it is asked at once"
 
 
 async def test_in_passive_mode_only_servers_that_are_out_are_asked_and_by_the_check() -> None:
