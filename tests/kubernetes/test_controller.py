@@ -161,7 +161,6 @@ def test_the_api_server_is_killed_compacted_and_started_again(
     eventually(lambda: pylb.count >= before + 3, what="the registration is renewed all the same")
     assert pylb.ports == {443: "default.web"}
     cluster.start()
-    cluster.compact()
     eventually(lambda: lists["services"] > 1 and lists["nodes"] > 1, within=40, what="410 has led to new lists")
     cluster.service("mail", 25)
     pylb.opens(25, "default.mail", within=40)
