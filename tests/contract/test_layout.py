@@ -205,7 +205,6 @@ ELSEWHERE = {
         "command": "kubernetes/test_pylb",
         "kube": "phonehome/controller/test_watch",
         "objects": "phonehome/controller/test_desired",
-        "options": "deploy/test_controller",
         "pace": "phonehome/controller/test_work phonehome/controller/test_watch",
         "service_annotations": "phonehome/controller/test_desired",
         "sets": "kubernetes/test_controller",
