@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pylb import __version__
+from pylb.haproxy.translate import translate
 from tests.app.conftest import echo_server
 from tests.app.instance import Instance, echo
 from tests.app.instance import converse as say
@@ -172,6 +174,19 @@ def test_servers_are_changed_as_by_pylb_ctl(runtime: Path, web: Instance, port: 
     say(runtime, f"enable server {server};set weight {server} 100%\n")
     assert shown(web)["weight"] == 3
     assert "admin" in [event["kind"] for event in web.get("/v1/events").json["events"]]
+
+
+def test_an_imported_server_has_the_name_that_commands_for_haproxy_take(pylb: Instance, port: int) -> None:
+    bind, servers = f"127.0.0.1:{pylb.port}", [f"127.0.0.1:{port}", f"127.0.0.1:{free_port()}"]
+    text = f"listen mqtt\n mode tcp\n bind {bind}\n server m1 {servers[0]}\n server m2 {servers[1]} backup\n"
+    document = yaml.safe_load(translate([("haproxy.cfg", text)]).text)
+    pylb.configure(frontends=document["frontends"])
+    pylb.start()
+    path = pylb.state_dir / "haproxy.sock"
+    assert say(path, "set server mqtt/m1 state maint\n") == "\n"
+    status = {one["svname"]: one["status"] for one in rows(say(path, "show stat mqtt 4 -1\n"))}
+    assert status["m1"] == "MAINT"
+    assert status["m2"] != "MAINT"
 
 
 def test_sessions_are_shown_and_ended(runtime: Path, web: Instance, port: int) -> None:
