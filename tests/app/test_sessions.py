@@ -3,6 +3,7 @@
 import json
 import socket
 import struct
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -130,3 +131,13 @@ def test_what_is_no_question_is_exit_2(argv: tuple[str, ...], tmp_path: Path, mo
     monkeypatch.setenv("PYLB_CONFIG", "")  # no pylb runs there, whatever this machine has
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
     assert CliRunner().invoke(main, argv).exit_code == 2
+
+
+def test_every_list_of_what_was_says_how_far_back_it_goes(pylb: Instance, echo_port: int) -> None:
+    begun = time.time()
+    start(pylb, echo_port, 0)
+    for path, key in (("events", "reach"), ("rejected", "reach"), ("sessions?ended=1", "ended_reach")):
+        assert begun - 1 < pylb.get(f"/v1/{path}").json[key]["since"] <= time.time(), path
+    for verb in (("history",), ("routes", "--rejected"), ("sessions", "--ended")):
+        said = pylb.ask(*verb)
+        assert " since " in said.stderr, (verb, said)
