@@ -105,7 +105,7 @@ def test_the_token_of_the_header_is_the_one_that_the_verb_makes() -> None:
 
 
 def test_the_network_policy_is_of_the_controllers_pod_and_lets_it_call_pylb() -> None:
-    policy, deployment = one("NetworkPolicy"), one("Deployment")
+    [policy], deployment = list(read_file(FOLDER / "variants" / "networkpolicy.yaml")), one("Deployment")
     labels = deployment["spec"]["template"]["metadata"]["labels"]
     assert policy["metadata"]["namespace"] == deployment["metadata"]["namespace"]
     assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()

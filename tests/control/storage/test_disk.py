@@ -46,11 +46,17 @@ async def test_nor_is_its_error_lost(late: Disk, error: OSError) -> None:
 async def test_work_that_has_not_begun_is_called_off_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "WRITE_TIMEOUT", 0.0)
     slow = Disk()
-    release = threading.Event()
+    begun, release, look_at = threading.Event(), threading.Event(), Disk._look_at
 
     def waits(_job: Job) -> None:
+        begun.set()
         release.wait(5)
 
+    def look(self: Disk, job: Job) -> None:
+        assert begun.wait(5)  # a job that is given up before that never begins, and delays nobody
+        look_at(self, job)
+
+    monkeypatch.setattr(Disk, "_look_at", look)
     with pytest.raises(TimeoutError, match="the disk did not answer in time"):
         await slow.run(waits)
     with pytest.raises(TimeoutError, match="the disk has not answered yet"):
