@@ -15,6 +15,7 @@ from tests.support.cgroups import ROOTS, end, end_those_of_dead_runs
 from tests.support.leftovers import Run
 from tests.support.netns import run as command
 from tests.support.peers import missing, need_netns
+from tests.support.waiting import eventually
 
 SLEEPS = "import time; time.sleep(60)"
 Start = Callable[..., int]
@@ -28,7 +29,9 @@ def start() -> Iterator[Start]:
     def sleeper(*args: str, cwd: Path = Path("/"), env: dict[str, str] | None = None) -> int:
         argv = (sys.executable, "-c", SLEEPS, *args)
         started.append(subprocess.Popen(argv, cwd=cwd, env=env, start_new_session=True))
-        return started[-1].pid
+        pid = started[-1].pid
+        eventually(lambda: Path(f"/proc/{pid}/cmdline").read_bytes())  # it has them a moment after its exec
+        return pid
 
     yield sleeper
     for process in started:
