@@ -61,7 +61,7 @@ def _unknown(asked: Mapping[str, Any], *, frontend: bool) -> Iterator[str]:
         yield f"there is no frontend {asked['frontend']} now: `pylb routes` shows those that there are"
     for code in filter(None, (asked["code"] or "").split(",")):
         if code not in LETTERS:
-            yield f"{code} is no code that a session ends with: docs/engine.md has them, and capitals matter"
+            yield f"{code} is not a code that a session ends with: docs/engine.md has them, and capitals matter"
 
 
 def live_table(found: Sequence[Mapping[str, Any]]) -> Table:

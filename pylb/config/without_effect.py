@@ -147,7 +147,7 @@ def _datagrams(part: ReadablePart[FrontendEntry], frontend: StaticFrontend, defa
     entry, policy = part.entry, frontend.policy
     said = _value(entry, "proxy_protocol.send")
     if said == "v1" or (said is None and defaults.send_proxy is ProxyProtocol.V1):
-        message = "proxy_protocol.send: v1 knows no UDP" + ("" if said else ", and `defaults` says it for all frontends")
+        message = "proxy_protocol.send: v1 cannot describe UDP" + ("" if said else ", and `defaults` says it for all frontends")
         at = part.at("proxy_protocol", "send") if said else part.at()
         yield Finding(at, message, "proxy_protocol: {send: v2}, if the servers read it, or {send: none}")
     if policy.send_proxy_each and policy.send_proxy is ProxyProtocol.NONE and not _sends_v2(frontend):

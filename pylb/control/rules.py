@@ -133,8 +133,8 @@ class RulesInForce:
         return [
             f"{_ports(ports)}: {text}"
             for ports, text in (
-                (after - before, "no balancer accepts registrations for it from then on, because it is in this config"),
-                (before - after, "registrations may have it again, unless another balancer's config has it"),
+                (after - before, "from then on no balancer accepts registrations there, because this config has it"),
+                (before - after, "from then on registrations may be there again, unless the config of another balancer has it"),
             )
             if ports
         ]

@@ -193,7 +193,7 @@ def _check_udp(index: int, item: FrontendBody, send: ProxyProtocol | None, healt
         if getattr(item, key) is not None:
             raise Refused(Code.INVALID, f"frontends[{index}].{key}: names are read from TLS over TCP", "leave it out")
     if send is ProxyProtocol.V1:
-        raise Refused(Code.INVALID, f"frontends[{index}].proxy_protocol: version 1 knows no UDP", "v2, or none")
+        raise Refused(Code.INVALID, f"frontends[{index}].proxy_protocol: version 1 cannot describe UDP", "v2, or none")
     if health.check is not None and not (health.check.suits_udp or health.port):
         raise Refused(Code.INVALID, f"frontends[{index}].health: {CONNECT_TO_UDP}", UDP_CHECKS)
 

@@ -12,9 +12,8 @@ from socket import SocketType
 
 from pylb.core.address import Address, Listen
 from pylb.core.flow import FlowEvent, FlowState
-from pylb.core.policy import AdminState, OnDown
 from pylb.core.session import Cause, State, termination_code
-from pylb.core.table import DOWN, Frontend
+from pylb.core.table import Frontend
 from pylb.forward.accounts import Accounts
 from pylb.forward.admission import Admission
 from pylb.forward.counters import Counters, DatagramCounters
@@ -30,6 +29,7 @@ from pylb.forward.lifecycle import Lifecycle
 from pylb.forward.run_queue import ACCEPT, END, QUANTUM, RunQueue
 from pylb.forward.session import FrontendState
 from pylb.forward.sockets import Opener, folded, open_each
+from pylb.forward.timers import ends_of_sessions
 
 FIRST = 64 * 1024  # units of a flow at an event; the run queue does the rest
 _UNSETTLED, _CLOSED = FlowState.UNSETTLED, FlowState.CLOSED
@@ -137,13 +137,12 @@ class Flows:
             return None
         state = group.frontend
         for server, before in state.update(new):
-            after, now = server.server, self._clock()
-            if after.rank == DOWN != before.rank and new.policy.on_down is OnDown.CLOSE:
-                self.sweep.evict(group, server, Cause.DOWN, now)
-            if after.admin is AdminState.DRAIN is not before.admin:
-                self.sweep.evict(group, server, Cause.KILLED, now + new.policy.timeouts.drain)
-            elif before.admin is AdminState.DRAIN is not after.admin:
-                self.sweep.spare(server)
+            for end in ends_of_sessions(before, server.server, new.policy):
+                if end is None:
+                    self.sweep.spare(server)
+                else:
+                    cause, delay = end
+                    self.sweep.evict(group, server, cause, self._clock() + delay)
         group.period = visit_period(new)
         for flow in group.flows:
             flow.check_in = flow.check_out = True  # the next datagram looks at its server and its policy again

@@ -107,7 +107,7 @@ class PassedFlows:
             try:
                 sock = SocketType(-1, -1, -1, fd)
                 if sock.type != SOCK_DGRAM:
-                    raise ValueError("it is no UDP socket")  # noqa: TRY301 - one place closes it
+                    raise ValueError("it is not a UDP socket")  # noqa: TRY301 - one place closes it
                 os.set_inheritable(fd, False)
                 sock.setblocking(False)
                 said = flows[number]

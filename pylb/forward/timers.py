@@ -8,7 +8,7 @@ of a frontend with short timeouts are swept in a separate group, so that the oth
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
-from pylb.core.policy import AdminState, OnDown, Timeouts
+from pylb.core.policy import AdminState, OnDown, Policy, Timeouts
 from pylb.core.session import Cause, Event, State
 from pylb.core.table import DOWN, Server
 from pylb.forward.accounts import settle
@@ -38,6 +38,16 @@ class Eviction:
         self.rate = rate
         self.owed = 0.0
         self.sessions: list[Session] | None = None  # None until it has begun; the last one is the next
+
+
+def ends_of_sessions(before: Server, after: Server, policy: Policy) -> Iterator[tuple[Cause, float] | None]:
+    """Why the sessions or flows that a server has end after a change, and in how many seconds; None: no longer."""
+    if after.rank == DOWN != before.rank and policy.on_down is OnDown.CLOSE:
+        yield Cause.DOWN, 0.0
+    if after.admin is AdminState.DRAIN is not before.admin:
+        yield Cause.KILLED, policy.timeouts.drain
+    elif before.admin is AdminState.DRAIN is not after.admin:
+        yield None
 
 
 class Timers:
@@ -114,13 +124,12 @@ class Timers:
 
     def state_changed(self, frontend: FrontendState, server: ServerState, before: Server, now: float) -> None:
         """Apply what a server's new state means for its live sessions. A change by itself means nothing for them."""
-        after, policy = server.server, frontend.frontend.policy
-        if after.rank == DOWN != before.rank and policy.on_down is OnDown.CLOSE:
-            self.evict(server, Cause.DOWN, now, RESET_RATE)
-        if after.admin is AdminState.DRAIN is not before.admin:
-            self.evict(server, Cause.KILLED, now + policy.timeouts.drain, DRAIN_RATE)
-        elif before.admin is AdminState.DRAIN is not after.admin:
-            self._evictions.pop(server, None)
+        for end in ends_of_sessions(before, server.server, frontend.frontend.policy):
+            if end is None:
+                self._evictions.pop(server, None)
+            else:
+                cause, delay = end
+                self.evict(server, cause, now + delay, RESET_RATE if cause is Cause.DOWN else DRAIN_RATE)
 
     def _take_over(self, session: Session) -> None:
         """The session has lasted until a tick since it began or dialled: see live_sessions.py."""

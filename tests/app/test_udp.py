@@ -142,7 +142,7 @@ def test_what_a_token_or_udp_itself_does_not_allow_is_refused(pylb: Instance, se
     static = register(pylb, {"port": pylb.port, "protocol": "udp", "target_port": server.port})
     assert (static["status"], static["error"]) == (409, "port_owned")
     v1 = register(pylb, {"port": 20001, "protocol": "udp", "target_port": server.port, "proxy_protocol": "v1"})
-    assert (v1["status"], v1["detail"]) == (422, "frontends[0].proxy_protocol: version 1 knows no UDP")
+    assert (v1["status"], v1["detail"]) == (422, "frontends[0].proxy_protocol: version 1 cannot describe UDP")
     text = register(pylb, {"port": "20001/udp", "target_port": server.port})
     assert (text["status"], '"protocol": "udp" beside it' in str(text["hint"])) == (422, True)
 

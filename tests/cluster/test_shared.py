@@ -165,7 +165,7 @@ async def test_a_plan_says_what_the_others_will_see_of_a_call(pair: Pair) -> Non
 async def test_a_reload_says_which_ports_the_others_may_no_longer_register(pair: Pair) -> None:
     new = Rules((StaticFrontend("mqtt", Listen(TCP, NODE_A, 8883), ()),))
     assert pair.a.registry.rules.plan_for_others(new) == [
-        "port 8883: no balancer accepts registrations for it from then on, because it is in this config"
+        "port 8883: from then on no balancer accepts registrations there, because this config has it"
     ]
 
 

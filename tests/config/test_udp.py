@@ -81,10 +81,13 @@ def test_a_port_of_tcp_and_one_of_udp_are_two_and_a_server_may_have_the_other_s_
         ),
         (frontend("protocol: udp, timeouts: {hello: 5s}"), "timeouts.hello has no effect for UDP"),
         (frontend("protocol: udp, proxy_protocol: {each: true}"), "proxy_protocol.each has no effect: servers are not sent"),
-        (frontend("protocol: udp, proxy_protocol: {send: v1}"), "2:105: error: proxy_protocol.send: v1 knows no UDP (proxy_"),
+        (
+            frontend("protocol: udp, proxy_protocol: {send: v1}"),
+            "2:105: error: proxy_protocol.send: v1 cannot describe UDP (proxy_",
+        ),
         (
             frontend("protocol: udp", "{proxy_protocol: {send: v1}}"),
-            "2:13: error: proxy_protocol.send: v1 knows no UDP, and `defaults` says it for all frontends",
+            "2:13: error: proxy_protocol.send: v1 cannot describe UDP, and `defaults` says it for all frontends",
         ),
         (frontend("protocol: udp, health: {check: {http: /up}}"), "a connect or an HTTP request says nothing of a UDP port"),
         (frontend("protocol: udp, health: {check: tcp}"), "2:98: error: a connect or an HTTP request says nothing"),

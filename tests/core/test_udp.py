@@ -35,7 +35,7 @@ def test_a_registration_says_udp_and_means_tcp_if_it_says_nothing() -> None:
 @pytest.mark.parametrize(
     ("more", "detail"),
     [
-        ({"proxy_protocol": "v1"}, "frontends[0].proxy_protocol: version 1 knows no UDP"),
+        ({"proxy_protocol": "v1"}, "frontends[0].proxy_protocol: version 1 cannot describe UDP"),
         ({"names": "allowed"}, "frontends[0].names: names are read from TLS over TCP"),
         ({"server_names": ["git.example.net"]}, "frontends[0].server_names: names are read from TLS over TCP"),
         ({"health": "tcp"}, "frontends[0].health: a connect or an HTTP request says nothing of a UDP port"),

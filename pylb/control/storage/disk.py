@@ -1,6 +1,6 @@
 """The disk's thread: if it hangs, only those that wait for the disk are delayed, for two seconds at most.
 
-Those two seconds are the disk's own. Encoding a large state is no work of the disk, and on a busy machine the thread waits for
+Those two seconds are the disk's own. Encoding a large state does not need the disk, and on a busy machine the thread waits for
 the GIL after each of its pauses: 25,000 servers that came at once were three minutes of "the disk did not answer".
 """
 

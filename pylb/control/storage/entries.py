@@ -28,6 +28,7 @@ _MOST_MOMENT = 1e11  # unix time: 3,000 years
 
 
 def written_entry(place: int, _key: Key, one: Registration) -> dict[str, Any]:
+    """The entry as JSON; `read_registration` reads it. `place`: in the order in which registrations came."""
     return {
         "order": place,
         "needs": needs_of(one),

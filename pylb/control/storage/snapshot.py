@@ -210,7 +210,8 @@ def _decode_or_keep(index: int, item: Mapping[str, Any]) -> tuple[int, Registrat
     if not needs:
         return _decode_entry(index, item)
     frontends = [one for one in read_list(item.get("frontends")) if isinstance(one, dict)]
-    ports = tuple((str(one.get("protocol", TCP)), one["port"]) for one in frontends if isinstance(one.get("port"), int))
+    numbered = (one for one in frontends if isinstance(one.get("port"), int))
+    ports = tuple((visible(str(one.get("protocol", TCP))), one["port"]) for one in numbered)
     return UnsupportedEntry(item, None, needs, visible(str(item.get("name", ""))), ports)
 
 

@@ -196,9 +196,11 @@ async def test_a_check_of_a_later_form_says_so_and_an_older_pylb_keeps_it(
 
 def test_its_texts_are_shown_without_what_drives_a_terminal_or_cannot_be_written() -> None:
     hostile = NEW | {"name": "two\nlines", "needs": ["\x1b[31m", "half \ud800"]}
+    hostile["frontends"] = [{"port": 443, "protocol": "\x1b[2J"}]
     found, complaints = snapshot.decode({"registrations": [hostile]})
     [one] = found.unserved.values()
     assert (one.name, one.needs) == ("two\\x0alines", ("\\x1b[31m", "half \\ud800"))
+    assert one.ports == (("\\x1b[2J", 443),)
     assert (one.entry, complaints) == (hostile, [])
 
 
